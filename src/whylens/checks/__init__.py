@@ -1,0 +1,5 @@
+"""Contract checks that anyone can run on a method of their own."""
+
+from whylens.checks.words import check_words_method
+
+__all__ = ["check_words_method"]

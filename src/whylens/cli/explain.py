@@ -1,0 +1,84 @@
+"""`whylens explain`: one picture to the terminal, a page, a record or a folder; many pictures to a folder report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from whylens.cli.console import errors, output
+
+
+def run(
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files or folders of them.", show_default=False)],
+    lens: Annotated[str, typer.Option(help="A built-in lens or a folder that `whylens fit` wrote.")] = "tiny-imagenet",
+    method: Annotated[
+        str, typer.Option(help="Methods joined by commas, such as faithtrace,text_to_concept; see `whylens methods`.")
+    ] = "faithtrace",
+    target: Annotated[
+        str | None, typer.Option(help="Class to explain, by name or index; the predicted one by default.")
+    ] = None,
+    contrast: Annotated[
+        str | None, typer.Option(help="Class to explain it against, by name or index, or 'runner-up'.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.html, FILE.json or a folder; many pictures need a folder.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures in one pass, for many pictures.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+) -> None:
+    """Explain why a classifier said what it said about pictures."""
+    from whylens.errors import InputError, StoreError
+    from whylens.images import find_pictures
+    from whylens.registry import get_method
+
+    methods = [name.strip() for name in method.split(",") if name.strip()]
+    if not methods:
+        raise InputError("--method names no method; see `whylens methods`.")
+    for name in methods:
+        get_method(name)
+    single = len(pictures) == 1 and not pictures[0].is_dir()
+    if single and out is not None and out.exists() and not overwrite:
+        raise StoreError(f"{out} exists already. Choose another --out, or give --overwrite.")
+    files = pictures if single else find_pictures(pictures)
+    if not single and out is not None and out.suffix.lower() in {".html", ".json"}:
+        raise InputError(f"{len(files)} pictures need a folder, but --out {out} is a file name. Give a folder's name.")
+
+    from whylens.lens import Lens
+    from whylens.report import TerminalView, terminal_line
+
+    with errors().status("Loading the lens"):
+        loaded = Lens.load(lens, device=device)
+    if single:
+        why = loaded.explain(pictures[0], methods=methods, target=target, contrast=contrast, seed=seed)
+        output().print(TerminalView(why))
+        if out is not None:
+            why.save(out, overwrite=overwrite)
+            output().print(f"Written: {out}", markup=False, soft_wrap=True)
+        return
+
+    from whylens.cli.folder_run import explain_folder, explain_stream
+
+    options: dict[str, Any] = {"methods": methods, "target": target, "contrast": contrast, "seed": seed}
+    if out is None:
+        failures = []
+        for file, result in explain_stream(loaded, files, batch_size=batch_size, **options):
+            if isinstance(result, Exception):
+                failures.append((file, str(result)))
+            else:
+                output().print(terminal_line(result))
+    else:
+        summary = explain_folder(loaded, files, out, batch_size=batch_size, overwrite=overwrite, **options)
+        failures = summary.failures
+        known = f" ({summary.reused} from an earlier run)" if summary.reused else ""
+        output().print(
+            f"{summary.explained} pictures explained{known}. Report: {summary.index}", markup=False, soft_wrap=True
+        )
+    if failures:
+        errors().print(f"[bold]{len(failures)} could not be explained:[/]")
+        for file, reason in failures:
+            errors().print(f"  {file}: {reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(3)

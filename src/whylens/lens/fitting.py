@@ -1,0 +1,144 @@
+"""Fitting a lens: one pass over pictures, two ridge maps, statistics of a bank."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from whylens.alignment import Statistics, fit_aligner
+from whylens.banks import ConceptBank, load_bank
+from whylens.classifiers import Classifier, load_classifier
+from whylens.encoders import EmbeddingCache, Encoder, load_encoder
+from whylens.errors import FitError, InputError
+from whylens.images import find_pictures
+from whylens.lens.lens import EncoderReference, Lens, peak_memory_mb
+from whylens.lens.reference import Progress, run_paired_pass
+
+
+def fit(
+    classifier: str | Classifier | nn.Module,
+    encoder: str | Encoder,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    bank: str | ConceptBank = "everyday",
+    templates: Sequence[str] = ("{}",),
+    batch_size: int = 32,
+    held_out: float = 0.1,
+    limit: int | None = None,
+    minimum_r2: float = 0.05,
+    hide_class_names: bool = True,
+    name: str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Lens:
+    """Fit a lens for any classifier on a folder of unlabelled pictures.
+
+    Args:
+        classifier: a source such as ``"torchvision:resnet50"``, a :class:`Classifier`, or a module that takes
+            ImageNet-normalised pictures of 224 x 224.
+        encoder: a source such as ``"open_clip:ViT-B-16/openai"`` or ``"builtin:tiny"``, or an encoder.
+        images: folder(s) or files; a few thousand pictures like those to be explained do, labels are not needed.
+        bank: candidate phrases: a name, a file (txt, CSV, JSON), several joined by ``+``, or a bank.
+        templates: prompt templates with ``{}``; their embeddings are averaged.
+        batch_size: pictures in one pass.
+        held_out: share of the pictures that choose the ridge strength and measure the quality (20 to 5,000 pictures).
+        limit: use at most so many pictures, evenly spread over the sorted list.
+        minimum_r2: refuse a lens whose aligner explains less of the held-out variance.
+        hide_class_names: remove phrases that contain a class name as whole words.
+        name: of the lens; the classifier's by default.
+        checkpoint: folder for resuming an interrupted fit; removed when the fit succeeds.
+        progress: called with (pictures done, pictures in all).
+        seed: chooses the held-out pictures.
+
+    Raises:
+        InputError: unknown names, no pictures, a bank of fewer than two usable phrases.
+        FitError: too few pictures, or an aligner too poor to be believed; the message says what to try.
+
+    Cost: one forward pass of classifier and encoder for each picture, memory independent of their number beyond 5,000
+    held-out feature vectors.
+    """
+    started = time.perf_counter()
+    if isinstance(classifier, str):
+        classifier = load_classifier(classifier)
+    elif not isinstance(classifier, Classifier):
+        classifier = Classifier(classifier)
+    if isinstance(encoder, str):
+        encoder = load_encoder(encoder)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1; it is {batch_size}.")
+    if not 0 < held_out <= 0.5:
+        raise InputError(f"held_out must be over 0 and at most 0.5; it is {held_out}.")
+    phrases, dropped = _usable_bank(bank, encoder, classifier, hide_class_names)
+
+    pictures = find_pictures([images] if isinstance(images, (str, os.PathLike)) else images)
+    found = len(pictures)
+    if limit is not None:
+        if limit < 1:
+            raise InputError(f"limit must be at least 1; it is {limit}.")
+        pictures = [pictures[i * found // limit] for i in range(limit)] if limit < found else pictures
+    folder = None if checkpoint is None else Path(checkpoint)
+    paired = run_paired_pass(
+        classifier,
+        encoder,
+        pictures,
+        batch_size=batch_size,
+        held_out=held_out,
+        seed=seed,
+        checkpoint=folder,
+        progress=progress,
+    )
+    if paired.used == 0:
+        raise FitError("None of the pictures could be read.")
+    aligner = fit_aligner(paired.moments, paired.features, paired.embeddings, minimum_r2=minimum_r2)
+    embeddings = EmbeddingCache().phrases(encoder, phrases.phrases, templates)
+    statistics = Statistics.compute(aligner, paired.features, paired.embeddings, embeddings)
+    report: dict[str, Any] = {
+        "pictures_found": found,
+        "pictures_used": paired.used,
+        "pictures_failed": [list(item) for item in paired.failed[:100]],
+        "phrases_dropped": dropped,
+        "seed": seed,
+        "held_out_share": held_out,
+        "seconds": round(time.perf_counter() - started, 2),
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    if folder is not None and folder.exists():
+        shutil.rmtree(folder)
+    return Lens(
+        classifier=classifier,
+        aligner=aligner,
+        bank=phrases,
+        embeddings=embeddings,
+        statistics=statistics,
+        encoder=EncoderReference(encoder.name, encoder.fingerprint, encoder.width, tuple(templates)),
+        name=name or classifier.name,
+        report=report,
+    )
+
+
+def _usable_bank(
+    bank: str | ConceptBank, encoder: Encoder, classifier: Classifier, hide_class_names: bool
+) -> tuple[ConceptBank, dict[str, int]]:
+    """The bank without class names, and without phrases whose words the encoder never learnt."""
+    phrases = load_bank(bank) if isinstance(bank, str) else bank
+    dropped = {}
+    if hide_class_names:
+        kept = phrases.without_class_names(classifier.class_names)
+        dropped["class name"] = len(phrases) - len(kept)
+        phrases = kept
+    known = encoder.coverage(phrases.phrases)
+    dropped["unknown to the encoder"] = known.count(False)
+    phrases = phrases.subset([i for i, k in enumerate(known) if k])
+    if len(phrases) < 2:
+        raise InputError(
+            f"The bank {phrases.name!r} has {len(phrases)} usable phrase(s); at least 2 are needed "
+            f"({', '.join(f'{n} dropped: {why}' for why, n in dropped.items() if n) or 'none dropped'})."
+        )
+    return phrases, dropped

@@ -1,0 +1,206 @@
+"""Paired features and embeddings of a folder of pictures, in one resumable streaming pass."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from whylens.alignment import Moments
+from whylens.canonical import canonical_json, content_hash
+from whylens.classifiers import Classifier
+from whylens.encoders import Encoder
+from whylens.errors import FitError, InputError, PictureError
+from whylens.images import Picture, read_picture
+from whylens.store import atomic_folder
+
+MAX_HELD_OUT = 5000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class PairedPass:
+    """What one pass over the pictures leaves: moments of the fitting part, the held-out part in full.
+
+    Attributes:
+        moments: streamed fp64 moments of (features, embeddings) of the fitting pictures.
+        features: (N, d) fp32, held-out pictures.
+        embeddings: (N, m) fp32 unit vectors, the same pictures.
+        used: pictures that were read, held-out ones included.
+        failed: (picture, reason) of those that could not be read.
+    """
+
+    moments: Moments
+    features: Tensor
+    embeddings: Tensor
+    used: int
+    failed: tuple[tuple[str, str], ...] = field(default=())
+
+
+def held_out_flags(names: Sequence[str], share: float, seed: int) -> list[bool]:
+    """Which pictures are held out: chosen by a hash of seed and name, so the choice does not depend on their order.
+
+    ``share`` of them, at least 20 and at most 5,000 and never more than half.
+    """
+    count = min(max(20, round(share * len(names))), MAX_HELD_OUT, len(names) // 2)
+    keys = [hashlib.sha256(f"{seed}\x1f{name}".encode()).digest() for name in names]
+    chosen = set(sorted(range(len(names)), key=lambda i: (keys[i], i))[:count])
+    return [i in chosen for i in range(len(names))]
+
+
+def run_paired_pass(
+    classifier: Classifier,
+    encoder: Encoder,
+    pictures: Sequence[Path | Picture],
+    *,
+    batch_size: int,
+    held_out: float,
+    seed: int,
+    checkpoint: Path | None,
+    progress: Progress | None,
+    save_every: int = 2000,
+) -> PairedPass:
+    """Run classifier and encoder once over all pictures.
+
+    An unreadable picture is passed over and listed. With ``checkpoint``, the state is saved there every ``save_every``
+    pictures and an interrupted pass with the same networks, pictures and settings goes on from it.
+
+    Raises:
+        FitError: when more than half of the first 100 or of all pictures cannot be read.
+        InputError: when the checkpoint belongs to another configuration.
+
+    Cost: one forward pass of the classifier and of the encoder for each picture.
+    """
+    names = [str(p) if isinstance(p, Path) else p.sha256 for p in pictures]
+    flags = held_out_flags(names, held_out, seed)
+    key = content_hash(
+        canonical_json([classifier.fingerprint, encoder.fingerprint, batch_size, held_out, seed]), "\n".join(names)
+    )
+    state = _State.empty(classifier.width, encoder.width)
+    if checkpoint is not None and checkpoint.exists():
+        state = _State.load(checkpoint, key)
+    unsaved = 0
+    with ThreadPoolExecutor(max_workers=max(1, min(8, os.cpu_count() or 1))) as pool:
+        for start, items in _decoded(pool, classifier, encoder, pictures, state.done, batch_size):
+            good = [i for i, item in enumerate(items) if isinstance(item, tuple)]
+            state.failed += [
+                [names[start + i], str(item)] for i, item in enumerate(items) if isinstance(item, PictureError)
+            ]
+            state.done = start + len(items)
+            if len(state.failed) * 2 > state.done and state.done >= min(100, len(pictures)):
+                reason = state.failed[-1]
+                raise FitError(
+                    f"{len(state.failed)} of the first {state.done} pictures could not be read; the last: {reason[0]}: {reason[1]}"
+                )
+            if good:
+                pairs = [items[i] for i in good]
+                x = torch.stack([pair[0] for pair in pairs if isinstance(pair, tuple)]).to(classifier.device)
+                y = torch.stack([pair[1] for pair in pairs if isinstance(pair, tuple)])
+                with torch.inference_mode():
+                    features = classifier.pooled(x).float().cpu()
+                    embeddings = encoder.encode_images(y).float().cpu()
+                held = torch.tensor([flags[start + i] for i in good])
+                state.add(features, embeddings, held)
+            unsaved += len(items)
+            if checkpoint is not None and unsaved >= save_every and state.done < len(pictures):
+                state.save(checkpoint, key)
+                unsaved = 0
+            if progress is not None:
+                progress(state.done, len(pictures))
+    return PairedPass(
+        state.moments,
+        torch.cat(state.features) if state.features else torch.zeros(0, classifier.width),
+        torch.cat(state.embeddings) if state.embeddings else torch.zeros(0, encoder.width),
+        state.done - len(state.failed),
+        tuple((name, reason) for name, reason in state.failed),
+    )
+
+
+Decoded = tuple[Tensor, Tensor] | PictureError
+
+
+def _decoded(
+    pool: ThreadPoolExecutor,
+    classifier: Classifier,
+    encoder: Encoder,
+    pictures: Sequence[Path | Picture],
+    first: int,
+    batch_size: int,
+) -> Iterator[tuple[int, list[Decoded]]]:
+    """Batches of decoded pictures, one batch decoded ahead while the networks run."""
+
+    def decode(source: Path | Picture) -> Decoded:
+        try:
+            picture = read_picture(source)
+            return classifier.preprocess(picture), encoder.preprocess(picture)
+        except PictureError as error:
+            return error
+
+    starts = range(first, len(pictures), batch_size)
+    pending = None
+    for start in starts:
+        following = [pool.submit(decode, p) for p in pictures[start : start + batch_size]]
+        if pending is not None:
+            yield pending[0], [future.result() for future in pending[1]]
+        pending = (start, following)
+    if pending is not None:
+        yield pending[0], [future.result() for future in pending[1]]
+
+
+@dataclass
+class _State:
+    moments: Moments
+    features: list[Tensor]
+    embeddings: list[Tensor]
+    done: int
+    failed: list[list[str]]
+
+    @classmethod
+    def empty(cls, width: int, embedding_width: int) -> _State:
+        return cls(Moments(width, embedding_width), [], [], 0, [])
+
+    def add(self, features: Tensor, embeddings: Tensor, held: Tensor) -> None:
+        if (~held).any():
+            self.moments.update(features[~held], embeddings[~held])
+        if held.any():
+            self.features.append(features[held])
+            self.embeddings.append(embeddings[held])
+
+    def save(self, folder: Path, key: str) -> None:
+        tensors = {f"moments.{name}": tensor for name, tensor in self.moments.state_dict().items()}
+        if self.features:
+            tensors["features"] = torch.cat(self.features)
+            tensors["embeddings"] = torch.cat(self.embeddings)
+        with atomic_folder(folder, overwrite=True) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
+            meta = {"key": key, "done": self.done, "failed": self.failed}
+            (temporary / "state.json").write_text(json.dumps(meta), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, key: str) -> _State:
+        try:
+            meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "state.safetensors")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{folder} holds no readable fitting checkpoint ({error}). Remove it to start again."
+            ) from error
+        if meta.get("key") != key:
+            raise InputError(
+                f"{folder} holds the unfinished fit of another configuration (classifier, encoder, pictures or settings differ). "
+                "Remove it, or name another output."
+            )
+        moments = Moments.from_state_dict(
+            {name.removeprefix("moments."): t for name, t in tensors.items() if name.startswith("moments.")}
+        )
+        features = [tensors["features"]] if "features" in tensors else []
+        embeddings = [tensors["embeddings"]] if "embeddings" in tensors else []
+        return cls(moments, features, embeddings, int(meta["done"]), list(meta["failed"]))

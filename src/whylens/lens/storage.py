@@ -1,0 +1,150 @@
+"""A lens as a folder: `lens.json` and `lens.safetensors`; built-in lenses lie in the package beside their classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from whylens.alignment import Aligner, Statistics
+from whylens.banks import ConceptBank
+from whylens.classifiers import Classifier, load_classifier
+from whylens.errors import InputError, unknown_name
+from whylens.lens.lens import EncoderReference, Lens, library_versions
+from whylens.store import atomic_folder
+
+LENS_SCHEMA = "1.0"
+BUILT_IN = Path(__file__).parent / "data"
+
+
+def built_in_lenses() -> list[str]:
+    """Names of the lenses that ship with the package."""
+    return sorted(p.parent.name for p in BUILT_IN.glob("*/lens.json"))
+
+
+def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
+    """Write a lens; see :meth:`Lens.save`."""
+    tensors = {f"aligner.{name}": t for name, t in lens.aligner.to_tensors().items()}
+    tensors |= {f"statistics.{name}": t for name, t in lens.statistics.to_tensors().items()}
+    # Unit embeddings keep three digits in fp16, finer than what separates any two phrases.
+    tensors["embeddings"] = lens.embeddings.half()
+    meta = {
+        "schema_version": LENS_SCHEMA,
+        "name": lens.name,
+        "classifier": {
+            "source": lens.classifier.source,
+            "name": lens.classifier.name,
+            "fingerprint": lens.classifier.fingerprint,
+            "class_names": list(lens.classifier.class_names),
+            "features": lens.classifier.features_name,
+            "size": list(lens.classifier.size),
+        },
+        "encoder": dataclasses.asdict(lens.encoder),
+        "aligner_report": dataclasses.asdict(lens.aligner.report),
+        "bank": {
+            "name": lens.bank.name,
+            "phrases": list(lens.bank.phrases),
+            "groups": list(lens.bank.groups),
+            "sources": list(lens.bank.sources),
+        },
+        "report": dict(lens.report),
+        "versions": library_versions(),
+    }
+    with atomic_folder(folder, overwrite=overwrite) as temporary:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / "lens.safetensors")
+        text = json.dumps(meta, indent=1, ensure_ascii=False)
+        (temporary / "lens.json").write_text(text, encoding="utf-8")
+    return folder
+
+
+def load_lens(
+    source: str | os.PathLike[str],
+    *,
+    classifier: Classifier | None,
+    device: str | torch.device | None,
+) -> Lens:
+    """Read a lens; see :meth:`Lens.load`."""
+    folder = _find(source)
+    meta, tensors = _read(folder)
+    if classifier is None:
+        classifier = _load_classifier(meta["classifier"], folder, device)
+    elif device is not None:
+        raise InputError("Give either a classifier, which has its device already, or a device.")
+    expected = meta["classifier"]["fingerprint"]
+    if classifier.fingerprint != expected:
+        raise InputError(
+            f"The lens {folder.name!r} was fitted for the classifier {meta['classifier']['name']!r} (fingerprint "
+            f"{expected[:12]}), but this classifier is {classifier.name!r} ({classifier.fingerprint[:12]}): other weights "
+            "or another architecture. Load the right weights, or fit a lens for this classifier."
+        )
+
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    bank = meta["bank"]
+    embeddings = torch.nn.functional.normalize(tensors["embeddings"].float(), dim=1)
+    if len(embeddings) != len(bank["phrases"]):
+        raise InputError(f"{folder} is damaged: {len(bank['phrases'])} phrases but {len(embeddings)} embeddings.")
+    encoder = meta["encoder"]
+    return Lens(
+        classifier=classifier,
+        aligner=Aligner.from_tensors(part("aligner."), meta["aligner_report"]),
+        bank=ConceptBank(
+            phrases=tuple(bank["phrases"]),
+            groups=tuple(bank["groups"]),
+            sources=tuple(bank["sources"]),
+            name=bank["name"],
+        ),
+        embeddings=embeddings,
+        statistics=Statistics.from_tensors(part("statistics.")),
+        encoder=EncoderReference(
+            encoder["source"], encoder["fingerprint"], encoder["width"], tuple(encoder["templates"])
+        ),
+        name=meta["name"],
+        report=meta["report"],
+    )
+
+
+def _find(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    if (path / "lens.json").is_file():
+        return path
+    name = str(source)
+    if (BUILT_IN / name / "lens.json").is_file() and path.name == name:
+        return BUILT_IN / name
+    if path.is_dir():
+        raise InputError(f"The folder {name!r} holds no lens (no lens.json in it).")
+    if path.exists():
+        raise InputError(f"{name!r} is a file; a lens is a folder that Lens.save or `whylens fit` wrote.")
+    raise unknown_name("lens", name, built_in_lenses(), hint="Or name a folder that `whylens fit` wrote.")
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    try:
+        meta = json.loads((folder / "lens.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "lens.safetensors")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"The lens in {folder} cannot be read: {error}") from error
+    if not isinstance(meta, dict) or str(meta.get("schema_version", "")).split(".")[0] != LENS_SCHEMA.split(".")[0]:
+        found = meta.get("schema_version") if isinstance(meta, dict) else None
+        raise InputError(f"The lens in {folder} has the schema {found!r}; this version reads {LENS_SCHEMA}.")
+    missing = [key for key in ("classifier", "encoder", "bank", "aligner_report", "report", "name") if key not in meta]
+    if missing or "embeddings" not in tensors:
+        raise InputError(f"The lens in {folder} is incomplete: {', '.join(missing) or 'embeddings'} missing.")
+    return meta, tensors
+
+
+def _load_classifier(meta: dict[str, Any], folder: Path, device: str | torch.device | None) -> Classifier:
+    source = meta["source"]
+    if source is None:
+        raise InputError(
+            f"The lens in {folder} was fitted for a module of your own ({meta['name']!r}); pass it as classifier=... "
+            "(on the command line, fit with file:CHECKPOINT@ARCHITECTURE instead)."
+        )
+    return load_classifier(source, class_names=meta["class_names"], device=device)

@@ -1,0 +1,230 @@
+"""FaithTrace: does the logit follow the direction that a phrase induces in feature space?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from whylens.errors import InputError, unknown_name
+from whylens.randomness import picture_hash
+from whylens.registry import register
+from whylens.types import Words
+from whylens.words.base import Scene, Scored, WordsMethod, positive_only, whole_bank
+from whylens.words.control import DRAWS, MINIMUM_DRAWS, control_notes, null_heads, random_head_control
+from whylens.words.directions import DIRECTIONS, Directions, directions
+from whylens.words.layers import layer_gradient, phrase_relevance
+from whylens.words.question import FUNCTIONS, Question, ask
+from whylens.words.selection import diverse, strongest
+from whylens.words.tables import LensLike, tables_of
+
+WEIGHTINGS = ("presence", "displacement", "none")
+
+
+@register("faithtrace", kind="words")
+class FaithTrace(WordsMethod):
+    """FaithTrace: each phrase scored by the directional derivative of the logit along its direction (arXiv 2605.16877).
+
+    ``score = <grad F, d_t> * weight_t``. The definition is the paper's; directions, weights, control and selection are
+    our reconstruction (its code is not public).
+
+    Args:
+        direction: how a phrase becomes a direction, see :mod:`whylens.words.directions`.
+        weighting: ``"presence"``: max(0, presence); ``"displacement"``: <z - z_mean, d_t> / |d_t|**2, so that the score
+            is the first-order part of the logit that lies along the phrase; ``"none"``: the bare derivative, which for
+            an affine head and a direction that no picture changes is a statement about the class, and is marked so.
+        function: what is differentiated: ``"logit"``, ``"margin"`` (less the best other logit) or
+            ``"log-probability"``.
+        k: phrases shown on either side, None for the whole bank in order (then negative scores stand at its end).
+        diverse: choose greedily on the residual gradient, so that synonyms do not fill the list.
+        minimum_carried: phrases whose presence the features carry less well (held-out R2) are left out.
+        minimum_presence: leave out phrases of lower presence; None leaves none out.
+        control: run the random-head control.
+        draws: random heads.
+        layer: name of a module of the classifier. The gradient and the pulled-back directions are then taken at its
+            output, see :mod:`whylens.words.layers`; needs the pictures, so ``from_features`` refuses it.
+    """
+
+    name = "faithtrace"
+
+    def __init__(
+        self,
+        *,
+        direction: str = "reverse",
+        weighting: str = "presence",
+        function: str = "logit",
+        k: int | None = 8,
+        diverse: bool = True,
+        minimum_carried: float = 0.0,
+        minimum_presence: float | None = None,
+        control: bool = True,
+        draws: int = DRAWS,
+        layer: str | None = None,
+    ) -> None:
+        self.direction = direction
+        self.weighting = weighting
+        self.function = function
+        self.k = k
+        self.diverse = diverse
+        self.minimum_carried = minimum_carried
+        self.minimum_presence = minimum_presence
+        self.control = control
+        self.draws = draws
+        self.layer = layer
+
+    def validate(self) -> None:
+        """Check the settings; raises InputError for one that cannot be used."""
+        super().validate()
+        for kind, value, accepted in (
+            ("direction", self.direction, DIRECTIONS),
+            ("weighting", self.weighting, WEIGHTINGS),
+            ("function", self.function, FUNCTIONS),
+        ):
+            if value not in accepted:
+                raise unknown_name(kind, value, accepted)
+        if self.draws < MINIMUM_DRAWS:
+            raise InputError(
+                f"faithtrace: draws must be at least {MINIMUM_DRAWS} for a p-value of 0.05; it is {self.draws}."
+            )
+        if self.layer is not None and self.direction.startswith("adjoint"):
+            raise InputError("faithtrace: with a layer, directions must be of the reverse family, not adjoint.")
+
+    def __call__(
+        self,
+        lens: LensLike,
+        images: Tensor,
+        targets: Tensor | None = None,
+        *,
+        contrasts: Tensor | None = None,
+        seed: int = 0,
+    ) -> list[Words]:
+        """Explain a batch of pictures as every words method does; a layer adds three backward passes down to it."""
+        if self.layer is None:
+            return super().__call__(lens, images, targets, contrasts=contrasts, seed=seed)
+        self.validate()
+        seen = layer_gradient(lens.classifier, images, self.layer, targets, contrasts, self.function)
+        hashes = [picture_hash(picture) for picture in images]
+        return self._explain(lens, seen.features, seen.logits, targets, contrasts, hashes, seed, seen.gradient)
+
+    def score(self, scene: Scene) -> Scored:
+        """Scores (B, T), control, and the phrases to show."""
+        if self.layer is not None and scene.layer_gradient is None:
+            raise InputError(
+                f"faithtrace: the layer {self.layer!r} needs the pictures; call the method itself, "
+                "FaithTrace(layer=...)(lens, images, targets)."
+            )
+        question = self._question(scene)
+        chosen = directions(scene.tables, self.direction, scene.pooled)
+        at_layer = scene.layer_gradient
+        inner = chosen.along(question.gradient if at_layer is None else at_layer)
+        weights = self._weights(scene, chosen)
+        # Adding zero turns the -0.0 of phrases that are not in play into 0.0.
+        scores = weights * inner + 0.0
+        control = None
+        notes: tuple[str, ...] = ()
+        if at_layer is not None:
+            notes += (
+                f"Scored at the layer {self.layer!r}: the gradient and the directions were pulled back to it. No "
+                "random-head "
+                "control is run there.",
+            )
+        elif self.control:
+            heads = null_heads(
+                scene.classifier, scene.tables, scene.features, scene.logits, question, scene.seed, self.draws
+            )
+            if heads is not None:
+                key = (scene.seed, self.draws)
+                control = random_head_control(scene.tables, heads, chosen, weights, table_key=key)
+                notes += control_notes(scene.logits.shape[1])
+        class_level = (
+            scene.classifier.affine_head is not None
+            and not chosen.per_picture
+            and self.weighting == "none"
+            and self.function != "log-probability"
+            and at_layer is None
+        )
+        if class_level:
+            notes += (
+                "Class level: with an affine head and this direction the scores are the same for every picture of "
+                "these "
+                "classes. They explain the class, not this picture.",
+            )
+        phrases, suppressing = self._choose(scores, inner, chosen)
+        return Scored(
+            protocol=f"faithtrace/{self.direction}/{self.weighting}/{self.function}"
+            + (f"/layer={self.layer}@1" if self.layer else "@1"),
+            scores=scores,
+            phrases=phrases,
+            suppressing=suppressing,
+            control=control,
+            class_level=class_level,
+            notes=notes,
+        )
+
+    def phrase_maps(
+        self,
+        lens: LensLike,
+        images: Tensor,
+        phrases: Tensor | list[int],
+        targets: Tensor | None = None,
+        *,
+        contrasts: Tensor | None = None,
+    ) -> Tensor:
+        """Where in the picture the influence of chosen phrases comes from.
+
+        Args:
+            lens: the lens.
+            images: (B, 3, H, W) in [0, 1].
+            phrases: n indices into the bank, the same for every picture.
+            targets: (B,) class indices, the predicted classes by default.
+            contrasts: (B,) class indices, or None.
+
+        Returns:
+            (B, n, h, w): at every position of the layer (of the features, where no ``layer`` is set and they are
+            spatial) the inner product of the gradient and the phrase's direction. The sum over positions is the
+            phrase's unweighted score.
+
+        Raises:
+            InputError: where features have no positions and no layer is set, or the layer's output is no map.
+
+        Cost: without a layer one forward pass and a backward pass of the head; with one, one forward pass and n + 1
+        backward passes down to the layer.
+        """
+        self.validate()
+        if self.direction.startswith("adjoint"):
+            raise InputError("faithtrace: maps exist for directions of the reverse family, not for adjoint ones.")
+        tables = tables_of(lens)
+        index = torch.as_tensor(phrases, dtype=torch.long, device=tables.embeddings.device)
+        if index.ndim != 1 or not len(index) or int(index.min()) < 0 or int(index.max()) >= len(tables.text):
+            raise InputError(f"phrases must be indices from 0 to {len(tables.text) - 1}, at least one of them.")
+        made = directions(tables, self.direction, torch.zeros(1, len(tables.feature_mean), device=index.device))
+        rows = made.rows[index] @ made.basis.T
+        return phrase_relevance(
+            lens.classifier, images, rows, targets, contrasts, function=self.function, layer=self.layer
+        )
+
+    def _question(self, scene: Scene) -> Question:
+        if self.function == "logit":
+            return scene.question
+        q = scene.question
+        return ask(scene.classifier, scene.features, scene.logits, q.targets, q.contrasts, self.function)
+
+    def _weights(self, scene: Scene, chosen: Directions) -> Tensor:
+        if self.weighting == "presence":
+            weights = scene.presence.clamp(min=0)
+        elif self.weighting == "displacement":
+            norms = chosen.squared_norms()
+            along = chosen.along(scene.pooled - scene.tables.feature_mean)
+            weights = torch.where(norms > 0, along / norms.clamp(min=1e-30), 0.0)
+        else:
+            weights = torch.ones_like(scene.presence)
+        gate = (scene.tables.carried > self.minimum_carried).expand_as(weights)
+        if self.minimum_presence is not None:
+            gate = gate & (scene.presence >= self.minimum_presence)
+        return torch.where(gate, weights, 0.0)
+
+    def _choose(self, scores: Tensor, inner: Tensor, chosen: Directions) -> tuple[Tensor, Tensor]:
+        if self.k is None:
+            return whole_bank(scores)
+        if self.diverse:
+            return diverse(scores, inner, chosen, self.k), diverse(-scores, -inner, chosen, self.k)
+        return positive_only(strongest(scores, self.k), scores), positive_only(strongest(-scores, self.k), -scores)

@@ -1,0 +1,119 @@
+"""Put trained weights into the package and fit the built-in lens.
+
+    python training/build_lens.py --data FOLDER --classifier FOLDER --encoder FOLDER --left-out FOLDER
+
+The three folders are the outputs of train_classifier.py, train_encoder.py and train_encoder.py --leave-out. Measures the
+classifier as it is shipped (fp16 weights), fits the lens on training and extra pictures, and writes the cards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pictures import MEAN, STD, read_class_pictures, read_classes
+
+from whylens import fit, load_bank, load_classifier
+from whylens.classifiers import Classifier
+
+PACKAGE = Path(__file__).parent.parent / "src/whylens"
+LENS = PACKAGE / "lens/data/tiny-imagenet"
+ENCODER = PACKAGE / "encoders/data/tiny"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--classifier", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--left-out", type=Path)
+    parser.add_argument("--pictures", type=int, default=24000, help="how many pictures the lens is fitted on")
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256])
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+
+    classes = read_classes(options.data / "classes.csv")
+    LENS.mkdir(parents=True, exist_ok=True)
+    ENCODER.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(options.classifier / "model.safetensors", LENS / "classifier.safetensors")
+    meta = {
+        "architecture": "small_resnet",
+        "arguments": {"classes": len(classes), "widths": options.widths, "blocks": options.blocks},
+        "class_names": [name for _, name in classes],
+        "size": 64,
+        "mean": MEAN,
+        "std": STD,
+    }
+    (LENS / "classifier.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    for name in ("encoder.safetensors", "encoder.json"):
+        shutil.copyfile(options.encoder / "encoder" / name, ENCODER / name)
+
+    classifier = load_classifier("builtin:tiny-imagenet")
+    figures = {"val_top1": accuracy(classifier, options.data, classes), "parameters": parameters(classifier)}
+    figures["epochs"] = [json.loads(line) for line in (options.classifier / "log.jsonl").read_text().splitlines()]
+    encoder_figures = encoder_run(options.encoder)
+    if options.left_out is not None:
+        encoder_figures["left_out"] = encoder_run(options.left_out)
+    (ENCODER / "figures.json").write_text(json.dumps(encoder_figures, indent=1), encoding="utf-8")
+
+    with tempfile.TemporaryDirectory() as folder:
+        tars = sorted(options.data.glob("train*.tar")) + sorted(options.data.glob("extra*.tar"))
+        for tar in tars:
+            with tarfile.open(tar) as archive:
+                archive.extractall(folder, filter="data")
+        bank = load_bank("tiny-imagenet+everyday")
+        lens = fit(
+            classifier,
+            "builtin:tiny",
+            folder,
+            bank=bank,
+            limit=options.pictures,
+            batch_size=128,
+            name="tiny-imagenet",
+            progress=lambda done, total: print(done, total, flush=True) if done % 2560 == 0 else None,
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        lens.save(Path(folder) / "lens")
+        for name in ("lens.json", "lens.safetensors"):
+            shutil.copyfile(Path(folder) / "lens" / name, LENS / name)
+    report = lens.aligner.report
+    figures["lens"] = {
+        "pictures": report.images,
+        "held_out": report.held_out,
+        "r2": round(report.r2, 4),
+        "cosine": round(report.cosine, 4),
+        "reverse_r2": round(report.reverse_r2, 4),
+        "phrases": len(lens.bank),
+        "phrases_dropped": lens.report["phrases_dropped"],
+    }
+    (LENS / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    print(json.dumps({k: v for k, v in figures.items() if k != "epochs"}, indent=1))
+
+
+def encoder_run(folder: Path) -> dict[str, Any]:
+    epochs = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return json.loads((folder / "figures.json").read_text()) | {"epochs": epochs}
+
+
+def accuracy(classifier: Classifier, data: Path, classes: list[tuple[str, str]]) -> float:
+    array, names = read_class_pictures(sorted(data.glob("val*.tar")) or [data / "val"])
+    index = {wnid: i for i, (wnid, _) in enumerate(classes)}
+    labels = torch.tensor([index[name] for name in names])
+    x = torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        best = torch.cat([classifier.logits(part).argmax(1) for part in x.split(250)])
+    return round(float((best == labels).float().mean()), 4)
+
+
+def parameters(classifier: Classifier) -> int:
+    return sum(p.numel() for p in classifier.module.parameters())
+
+
+if __name__ == "__main__":
+    main()
