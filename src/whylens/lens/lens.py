@@ -253,7 +253,7 @@ class Lens:
                     asked_runner_up = True
                     words[f"{name}:{RUNNER_UP}"] = ask(runner_up)
             elif kinds[name] == "map":
-                maps[name] = method(classifier, x, targets, seed=seed)
+                maps[name] = method(classifier, x, targets, contrasts=contrasts, seed=seed)
             else:
                 traces[name] = method(self, x, targets, seed=seed)
 
