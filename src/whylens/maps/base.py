@@ -31,12 +31,14 @@ class MapMethod(ABC):
         name: registered name.
         deterministic: whether batches of different size must give the same map up to rounding (1e-5 of its range);
             maps that are optimised agree in rank only.
+        depends_on_target: whether the class that is asked about matters; controls such as an edge detector say False.
         exact_at: the batch size at which an optimised map is defined, or None; ``check_map_method`` does not
             compare other batch sizes then.
     """
 
     name: ClassVar[str]
     deterministic: ClassVar[bool] = True
+    depends_on_target: ClassVar[bool] = True
 
     @property
     def settings(self) -> dict[str, Any]:
