@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from whylens.planted.scene import ABSENT, PRESENT, Scene
 from whylens.planted.shapes import DISTANCES, REACH
 from whylens.planted.textures import PATTERNS
 
+T = TypeVar("T")
 Array = np.ndarray
 Colour = tuple[float, float, float]
 
@@ -62,7 +64,7 @@ TONE = 0.06
 # The second tone of a pattern, relative to the paint.
 DARK = 0.34
 _INK = 0.16
-_CHUNK = 32
+_CHUNK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,8 +112,9 @@ def render_batch(scenes: Sequence[Scene], size: int = 64) -> Rendering:
     size = int(size)
     images = np.empty((len(scenes), size, size, 3), np.uint8)
     masks = {name: np.zeros((len(scenes), size, size), bool) for name in MASKS}
-    # Neighbours in a chunk share their background, which is the dearest part.
-    order = sorted(range(len(scenes)), key=lambda i: scenes[i].background)
+    # Neighbours in a chunk share their background and noise, which are the dearest parts: variants of one scene differ
+    # in a few pixels only.
+    order = sorted(range(len(scenes)), key=lambda i: _shared(scenes[i]))
     # Small enough for the planes of a chunk to stay in the processor's cache.
     chunk = max(_CHUNK * 64 * 64 // (size * size), 1)
     for start in range(0, len(order), chunk):
@@ -128,9 +131,10 @@ def _paint(scenes: list[Scene], size: int) -> tuple[Array, dict[str, Array]]:
     canvas = np.empty((count, 3, size, size), np.float32)
     for name in dict.fromkeys(scene.background for scene in scenes):
         rows = [i for i, scene in enumerate(scenes) if scene.background == name]
-        ground = Ground([scenes[i].background_seed for i in rows], size)
-        for channel, plane in enumerate(GROUNDS[name](ground)):
-            canvas[rows, channel] = plane
+        seeds, places = _distinct([scenes[i].background_seed for i in rows])
+        for channel, plane in enumerate(GROUNDS[name](Ground(seeds, size))):
+            # A plane that is the same for every seed has one row.
+            canvas[rows, channel] = plane[places] if len(plane) == len(seeds) else plane
     masks = {name: np.zeros((count, size, size), bool) for name in MASKS}
     _paint_things([_object(s) for s in scenes], canvas, masks["object"], size)
     seconds = [_second(s) if s.second == PRESENT else None for s in scenes]
@@ -149,11 +153,15 @@ def _expose(scenes: list[Scene], canvas: Array, size: int) -> Array:
     gain = np.array([1 + BRIGHTNESS * scene.brightness for scene in scenes], np.float32) * 255
     canvas *= gain[:, None, None, None]
     grains = size * size * 3
-    raw = np.stack([np.random.PCG64(s.noise_seed).random_raw(-(-grains // 4)) for s in scenes])
+    seeds, places = _distinct([s.noise_seed for s in scenes])
+    raw = np.stack([np.random.PCG64(seed).random_raw(-(-grains // 4)) for seed in seeds])
     # Two bytes a grain; their sum has a triangular distribution, near enough to a bell.
-    pairs = raw.astype("<u8", copy=False).view(np.uint8).reshape(len(scenes), -1, 2)[:, :grains]
-    noise = pairs.sum(axis=2, dtype=np.int16).astype(np.float32)
-    canvas += (noise - np.float32(255)).reshape(canvas.shape) * np.float32(NOISE)
+    pairs = raw.astype("<u8", copy=False).view(np.uint8).reshape(len(seeds), -1, 2)[:, :grains]
+    noise = pairs[..., 0].astype(np.float32)
+    noise += pairs[..., 1]
+    noise -= np.float32(255)
+    noise *= np.float32(NOISE)
+    canvas += noise.reshape(-1, *canvas.shape[1:])[places]
     np.clip(canvas, 0, 255, out=canvas)
     canvas += np.float32(0.5)
     return canvas.astype(np.uint8).transpose(0, 2, 3, 1)
@@ -223,11 +231,11 @@ def _paint_things(things: Sequence[_Thing | None], canvas: Array, mask: Array, s
             window = min(math.ceil(2 * REACH * thing.radius * size / 4) * 4 + 4, size)
             groups.setdefault((thing.shape, window), []).append(i)
     for (shape, window), rows in groups.items():
-        group = [thing for i in rows if (thing := things[i]) is not None]
+        group, which = _distinct([thing for i in rows if (thing := things[i]) is not None])
         left = [_window_start(t.x, window, size) for t in group]
         top = [_window_start(t.y, window, size) for t in group]
         cover, looks = _draw(shape, group, left, top, window, size)
-        for k, i in enumerate(rows):
+        for k, i in zip(which, rows, strict=True):
             place = (slice(top[k], top[k] + window), slice(left[k], left[k] + window))
             below = canvas[(i, slice(None), *place)]
             below += (looks[k] - below) * cover[k]
@@ -280,6 +288,17 @@ def _paint_mark(canvas: Array, mask: Array, rows: list[int], size: int) -> None:
         face = face + (np.float32(edge) - face) * border
         canvas[rows, channel] += (face - canvas[rows, channel]) * cover
     mask[rows] = cover > 0.5
+
+
+def _shared(scene: Scene) -> tuple[str, int, int]:
+    return scene.background, scene.background_seed, scene.noise_seed
+
+
+def _distinct(items: Sequence[T]) -> tuple[list[T], list[int]]:
+    """The different items in order of first use, and for each item its place among them."""
+    places: dict[T, int] = {}
+    which = [places.setdefault(item, len(places)) for item in items]
+    return list(places), which
 
 
 def _window_start(centre: float, window: int, size: int) -> int:
