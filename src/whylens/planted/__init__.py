@@ -2,6 +2,13 @@
 
 from whylens.planted.captions import Caption, captions
 from whylens.planted.effects import COLUMNS, Effects, EffectTable, measure_effects
+from whylens.planted.organisms import (
+    load_organism,
+    load_scene_encoder,
+    organism_card,
+    organism_names,
+    scene_encoder_card,
+)
 from whylens.planted.phrases import HELD_OUT_COMBINATIONS, ScenePhrase, scene_phrases, text_pairs
 from whylens.planted.rendering import MASKS, Rendering, render, render_batch
 from whylens.planted.rules import RULES, SPLITS, Drawn, Rule, draw, get_rule
@@ -30,10 +37,15 @@ __all__ = [
     "contact_sheet",
     "draw",
     "get_rule",
+    "load_organism",
+    "load_scene_encoder",
     "measure_effects",
+    "organism_card",
+    "organism_names",
     "render",
     "render_batch",
     "sample_scene",
+    "scene_encoder_card",
     "scene_phrases",
     "shapley_values",
     "text_pairs",
