@@ -99,3 +99,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def lens(classifier: Classifier, encoder: Encoder, bank: ConceptBank, pictures: list[Path]) -> Lens:
     return fit(classifier, encoder, pictures, bank=bank, minimum_r2=-1.0, name="toy lens")
+
+
+def first_with_words(lens: Lens, pictures: list[Path], seed: int = 0) -> Path:
+    """The first picture for which the default method lists a phrase: which one that is differs between processors."""
+    return next(p for p in pictures if lens.explain(p, seed=seed).words.phrases)

@@ -7,6 +7,7 @@ import stat
 import sys
 
 import pytest
+from toy_lens import first_with_words
 
 from whylens.cli import console, main
 from whylens.lens import Lens
@@ -44,11 +45,16 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
-def why(lens, pictures, tmp_path, monkeypatch):
+def picture(lens, pictures):
+    return first_with_words(lens, pictures, seed=1)
+
+
+@pytest.fixture
+def why(lens, picture, tmp_path, monkeypatch):
     """An explanation saved as JSON, with the lens that made it found by any name."""
     monkeypatch.setattr(Lens, "load", staticmethod(lambda source, **options: lens))
     path = tmp_path / "why.json"
-    lens.explain(pictures[2], seed=1).save(path)
+    lens.explain(picture, seed=1).save(path)
     return path
 
 
@@ -80,12 +86,12 @@ def test_keys(run, tmp_path):
     assert run("key", "new", "../x")[0] == 2
 
 
-def test_from_explanation_to_signed_merged_and_repeated_bundle(run, why, pictures, tmp_path):
+def test_from_explanation_to_signed_merged_and_repeated_bundle(run, why, picture, tmp_path):
     for name in ("ada", "bob"):
         run("key", "new", name)
     assert run("verify", why)[0] == 0
     first, second, both = tmp_path / "a.zip", tmp_path / "b", tmp_path / "both.zip"
-    code, out, err = run("bundle", why, "--out", first, "--picture", pictures[2], "--sign", "ada")
+    code, out, err = run("bundle", why, "--out", first, "--picture", picture, "--sign", "ada")
     assert code == 0, err
     assert "1 created" in out
     assert run("bundle", first, "--out", second, "--sign", "bob", "--review", "I agree.")[0] == 0
@@ -103,7 +109,7 @@ def test_from_explanation_to_signed_merged_and_repeated_bundle(run, why, picture
     assert len(after.bundle.events) == before + 1
 
 
-def test_a_repetition_with_a_difference(run, why, pictures, tmp_path, lens):
+def test_a_repetition_with_a_difference(run, why, picture, tmp_path, lens):
     from whylens.canonical import indented_json
     from whylens.records import stamp
 
@@ -113,7 +119,7 @@ def test_a_repetition_with_a_difference(run, why, pictures, tmp_path, lens):
     why.write_bytes(indented_json(stamp(content)))
     run("key", "new", "ada")
     out_file = tmp_path / "out.zip"
-    arguments = ("verify", why, "--repeat", "--lens", "any", "--picture", pictures[2])
+    arguments = ("verify", why, "--repeat", "--lens", "any", "--picture", picture)
     code, out, _ = run(*arguments, "--sign", "ada", "--out", out_file)
     assert code == 7
     assert "Repeated with 1 differences" in out
@@ -139,10 +145,10 @@ def test_tampering_is_located(run, why, tmp_path):
     assert run("verify", why)[0] == 2
 
 
-def test_superseding_and_conflicts_are_shown(run, why, lens, pictures, tmp_path):
+def test_superseding_and_conflicts_are_shown(run, why, lens, picture, tmp_path):
     run("key", "new", "ada")
     for seed in (2, 3):
-        lens.explain(pictures[2], seed=seed).save(tmp_path / f"{seed}.json")
+        lens.explain(picture, seed=seed).save(tmp_path / f"{seed}.json")
         arguments = ("--sign", "ada", "--superseded-by", tmp_path / f"{seed}.json")
         assert run("bundle", why, "--out", tmp_path / f"{seed}.zip", *arguments)[0] == 0
     code, out, _ = run("merge", tmp_path / "2.zip", tmp_path / "3.zip", "--out", tmp_path / "m.zip")

@@ -50,8 +50,8 @@ def test_a_plain_module_is_wrapped(
 def test_a_poor_aligner_is_refused_with_advice(
     classifier: Classifier, encoder: Encoder, pictures: list[Path], bank: ConceptBank
 ) -> None:
-    with pytest.raises(FitError, match="at least 90% is asked for"):
-        fit(classifier, encoder, pictures, bank=bank, minimum_r2=0.9)
+    with pytest.raises(FitError, match="at least 100% is asked for"):
+        fit(classifier, encoder, pictures, bank=bank, minimum_r2=1.0)
 
 
 def test_too_few_pictures_are_refused(
