@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from whylens.classifiers.quiet import quiet
 from whylens.errors import InputError, ModelError, WhylensError
 from whylens.maps.batching import in_batches, out_of_memory
+from whylens.maps.execution import as_written
 from whylens.maps.view import Ledger, View
 from whylens.randomness import picture_hash
 from whylens.types import HeatMap
@@ -198,31 +199,9 @@ class MapMethod(ABC):
 
 
 @contextlib.contextmanager
-def eager() -> Iterator[None]:
-    """Compiled parts of a network run uncompiled inside the block, so that hooks and modes see every operation."""
-    stance = getattr(torch.compiler, "set_stance", None)
-    if stance is None:
-        yield
-        return
-    with stance("force_eager"):
-        yield
-
-
-@contextlib.contextmanager
 def _working(module: nn.Module) -> Iterator[None]:
-    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in module.modules())
-    if compiled and not hasattr(torch.compiler, "set_stance"):
-        raise ModelError(
-            "A part of this network is compiled, and this version of PyTorch cannot run it uncompiled. Wrap the "
-            "network before torch.compile, or use PyTorch 2.6 or newer."
-        )
-    with quiet(module), torch.inference_mode(False), torch.enable_grad(), eager() if compiled else _nothing():
+    with quiet(module), torch.inference_mode(False), torch.enable_grad(), as_written(module):
         yield
-
-
-@contextlib.contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""Fused attention with the gradient of its attention weights within reach: same forward values, explicit backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> bool:
+    """Whether a call of ``scaled_dot_product_attention`` is one whose weights are computed here: no causal mask, no
+    dropout, no shared heads.
+    """
+    return not is_causal and not dropout_p and not enable_gqa
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The attention weights (..., L, S) of a call of ``scaled_dot_product_attention``; each row adds up to one."""
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    scores = query @ key.transpose(-2, -1) * scale
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return scores.softmax(-1)
+
+
+def with_weight_gradient(
+    output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The output of a plain attention call with another backward pass.
+
+    Args:
+        output: what the call returned; the result has exactly its values.
+        args: of the call.
+        kwargs: of the call.
+        change: turns the gradient at the attention weights (..., L, S) into the one that is passed on.
+
+    Cost: the backward pass computes the weights again, L * S numbers for each head.
+    """
+    names = ("query", "key", "value")
+    given = dict(zip(names, args, strict=False)) | {k: v for k, v in kwargs.items() if k in names}
+    rest = {k: v for k, v in kwargs.items() if k not in names} | ({"attn_mask": args[3]} if len(args) > 3 else {})
+    rest = {k: v for k, v in rest.items() if k in ("attn_mask", "scale")}
+    result: Tensor = _Explicit.apply(*(given[n] for n in names), output.detach(), rest, change)
+    return result
+
+
+class _Explicit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        query, key, value, output, ctx.rest, ctx.change = inputs
+        ctx.save_for_backward(query, key, value)
+        result: Tensor = output.view_as(output)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (u,) = gradients
+        with torch.enable_grad():
+            query, key, value = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+            weights = attention_weights(query, key, value, **ctx.rest)
+            weights.register_hook(ctx.change)
+            again = weights @ value
+            found = torch.autograd.grad(again, (query, key, value), u.to(again.dtype))
+        return (*found, None, None, None)
