@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from whylens.alignment.moments import Moments
 from whylens.classifiers import Classifier
 from whylens.encoders import Encoder
 from whylens.errors import FitError, InputError
@@ -51,20 +52,18 @@ def test_the_held_out_part_does_not_depend_on_the_order() -> None:
     assert sum(held_out_flags([str(i) for i in range(60_000)], 0.1, 0)) == 5000
 
 
+@pytest.mark.parametrize("save_every", [32, 2000])
 def test_an_interrupted_pass_goes_on_and_gives_the_same(
-    classifier: Classifier, encoder: Encoder, pictures: list[Path], tmp_path: Path
+    classifier: Classifier, encoder: Encoder, pictures: list[Path], tmp_path: Path, save_every: int
 ) -> None:
-    class StopError(Exception):
-        pass
-
     def stop_at_half(done: int, total: int) -> None:
         if done >= total // 2:
-            raise StopError
+            raise KeyboardInterrupt
 
     whole = run(classifier, encoder, pictures)
     checkpoint = tmp_path / "unfinished"
-    with pytest.raises(StopError):
-        run(classifier, encoder, pictures, checkpoint=checkpoint, progress=stop_at_half, save_every=32)
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, encoder, pictures, checkpoint=checkpoint, progress=stop_at_half, save_every=save_every)
     assert checkpoint.is_dir()
     seen: list[int] = []
     resumed = run(
@@ -73,11 +72,33 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same(
         pictures,
         checkpoint=checkpoint,
         progress=lambda done, total: seen.append(done),
-        save_every=32,
     )
-    assert seen[0] > 64
+    assert seen[0] > len(pictures) // 2
     assert resumed.used == whole.used == len(pictures)
     torch.testing.assert_close(resumed.features, whole.features)
+    for a, b in zip(resumed.moments.covariances(), whole.moments.covariances(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_an_interruption_in_the_middle_of_an_update_keeps_the_last_whole_state(
+    classifier: Classifier, encoder: Encoder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(classifier, encoder, pictures)
+    update, calls = Moments.update, []
+
+    def half_an_update(self: Moments, *arguments: torch.Tensor) -> None:
+        update(self, *arguments)
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+
+    checkpoint = tmp_path / "unfinished"
+    monkeypatch.setattr(Moments, "update", half_an_update)
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, encoder, pictures, checkpoint=checkpoint, save_every=48)
+    monkeypatch.undo()
+    resumed = run(classifier, encoder, pictures, checkpoint=checkpoint)
+    assert resumed.used == whole.used
     for a, b in zip(resumed.moments.covariances(), whole.moments.covariances(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 

@@ -71,7 +71,7 @@ def run_paired_pass(
     """Run classifier and encoder once over all pictures.
 
     An unreadable picture is passed over and listed. With ``checkpoint``, the state is saved there every ``save_every``
-    pictures and an interrupted pass with the same networks, pictures and settings goes on from it.
+    pictures and when the pass is interrupted; the same networks, pictures and settings go on from it.
 
     Raises:
         FitError: when more than half of the first 100 or of all pictures cannot be read.
@@ -87,34 +87,41 @@ def run_paired_pass(
     state = _State.empty(classifier.width, encoder.width)
     if checkpoint is not None and checkpoint.exists():
         state = _State.load(checkpoint, key)
-    unsaved = 0
-    with ThreadPoolExecutor(max_workers=max(1, min(8, os.cpu_count() or 1))) as pool:
-        for start, items in _decoded(pool, classifier, encoder, pictures, state.done, batch_size):
-            good = [i for i, item in enumerate(items) if isinstance(item, tuple)]
-            state.failed += [
-                [names[start + i], str(item)] for i, item in enumerate(items) if isinstance(item, PictureError)
-            ]
-            state.done = start + len(items)
-            if len(state.failed) * 2 > state.done and state.done >= min(100, len(pictures)):
-                reason = state.failed[-1]
-                raise FitError(
-                    f"{len(state.failed)} of the first {state.done} pictures could not be read; the last: {reason[0]}: {reason[1]}"
-                )
-            if good:
+    saved = state.done
+    whole = True
+    try:
+        with ThreadPoolExecutor(max_workers=max(1, min(8, os.cpu_count() or 1))) as pool:
+            for start, items in _decoded(pool, classifier, encoder, pictures, state.done, batch_size):
+                good = [i for i, item in enumerate(items) if isinstance(item, tuple)]
                 pairs = [items[i] for i in good]
-                x = torch.stack([pair[0] for pair in pairs if isinstance(pair, tuple)]).to(classifier.device)
-                y = torch.stack([pair[1] for pair in pairs if isinstance(pair, tuple)])
-                with torch.inference_mode():
-                    features = classifier.pooled(x).float().cpu()
-                    embeddings = encoder.encode_images(y).float().cpu()
-                held = torch.tensor([flags[start + i] for i in good])
-                state.add(features, embeddings, held)
-            unsaved += len(items)
-            if checkpoint is not None and unsaved >= save_every and state.done < len(pictures):
-                state.save(checkpoint, key)
-                unsaved = 0
-            if progress is not None:
-                progress(state.done, len(pictures))
+                features, embeddings = torch.empty(0), torch.empty(0)
+                if good:
+                    x = torch.stack([pair[0] for pair in pairs if isinstance(pair, tuple)]).to(classifier.device)
+                    y = torch.stack([pair[1] for pair in pairs if isinstance(pair, tuple)])
+                    with torch.inference_mode():
+                        features = classifier.pooled(x).float().cpu()
+                        embeddings = encoder.encode_images(y).float().cpu()
+                whole = False
+                if good:
+                    state.add(features, embeddings, torch.tensor([flags[start + i] for i in good]))
+                state.failed += [
+                    [names[start + i], str(item)] for i, item in enumerate(items) if isinstance(item, PictureError)
+                ]
+                state.done = start + len(items)
+                whole = True
+                _refuse_unreadable(state, len(pictures))
+                if checkpoint is not None and state.done - saved >= save_every and state.done < len(pictures):
+                    state.save(checkpoint, key)
+                    saved = state.done
+                if progress is not None:
+                    progress(state.done, len(pictures))
+    except FitError:
+        raise
+    except BaseException:
+        # Ctrl-C included: what has been read is kept, unless the interruption fell into the middle of an update.
+        if checkpoint is not None and whole and state.done > saved:
+            state.save(checkpoint, key)
+        raise
     return PairedPass(
         state.moments,
         torch.cat(state.features) if state.features else torch.zeros(0, classifier.width),
@@ -122,6 +129,14 @@ def run_paired_pass(
         state.done - len(state.failed),
         tuple((name, reason) for name, reason in state.failed),
     )
+
+
+def _refuse_unreadable(state: _State, count: int) -> None:
+    if len(state.failed) * 2 > state.done and state.done >= min(100, count):
+        name, reason = state.failed[-1]
+        raise FitError(
+            f"{len(state.failed)} of the first {state.done} pictures could not be read; the last: {name}: {reason}"
+        )
 
 
 Decoded = tuple[Tensor, Tensor] | PictureError
