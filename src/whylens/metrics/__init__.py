@@ -13,6 +13,12 @@ from whylens.metrics.curves import (
     ranks,
     sweep,
 )
+from whylens.metrics.evidence import adversarial_evidence
+from whylens.metrics.intervals import Interval, bootstrap
+from whylens.metrics.localisation import box_energy, localisation, pointing_game
+from whylens.metrics.maps import MapScores, score_maps
+from whylens.metrics.sanity import cascade, rank_correlation
+from whylens.metrics.sensitivity import max_sensitivity
 from whylens.metrics.substrates import SUBSTRATES, make_substrates
 from whylens.metrics.words import WordsCurves, words_curves
 
@@ -22,16 +28,27 @@ __all__ = [
     "SUBSTRATES",
     "ActivationMeter",
     "Curve",
+    "Interval",
+    "MapScores",
     "Sweep",
     "WordsCurves",
     "activation_protocol",
     "activation_scores",
+    "adversarial_evidence",
     "aopc",
     "aopc_protocol",
+    "bootstrap",
+    "box_energy",
+    "cascade",
     "curve_areas",
     "curve_protocol",
+    "localisation",
     "make_substrates",
+    "max_sensitivity",
+    "pointing_game",
+    "rank_correlation",
     "ranks",
+    "score_maps",
     "stage_layers",
     "sweep",
     "words_curves",
