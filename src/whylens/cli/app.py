@@ -28,8 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, explain, fit, methods, models, banks, doctor, verify, bundle, merge):
+for verb in (demo, explain, fit, methods, models, doctor, verify, bundle, merge):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
+app.add_typer(banks.app, name="banks")
 app.add_typer(key.app, name="key")
 
 

@@ -1,16 +1,36 @@
-"""`whylens banks`: look into concept banks."""
+"""`whylens banks`: look into concept banks, and let a model write one."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from whylens.cli import banks_generate
 from whylens.cli.console import output
 
+_DEFAULT = "show"
 
-def run(
+
+class _ShowByDefault(TyperGroup):
+    """Without a verb of its own, `whylens banks NAME` shows that bank, as `whylens banks show NAME` does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_ShowByDefault,
+    help="List the built-in concept banks, or the groups and phrases of one; let a model write one (generate).",
+)
+
+
+@app.command(_DEFAULT)
+def show(
     bank: Annotated[
         str | None, typer.Argument(help="A bank's name, a file (txt, CSV, JSON), or several joined by '+'.")
     ] = None,
@@ -19,7 +39,7 @@ def run(
         str | None, typer.Option(help="Also say how many phrases this encoder can read, such as builtin:tiny.")
     ] = None,
 ) -> None:
-    """List the built-in concept banks, or the groups and phrases of one."""
+    """List the built-in concept banks, or the groups and phrases of one; the word `show` may be left out."""
     from whylens.banks import list_banks, load_bank
 
     if bank is None:
@@ -43,3 +63,6 @@ def run(
         output().print(
             f"{encoder} reads {sum(known)} of {len(known)} phrases ({sum(known) / len(known):.0%}).", markup=False
         )
+
+
+app.command("generate")(banks_generate.run)
