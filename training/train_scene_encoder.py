@@ -45,6 +45,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.image = ImageTower(WIDTHS, BLOCKS, OUTPUT)
         self.text = TextTower(words, **TEXT)
+        # Read the features before the projection; they only teach, and are thrown away.
+        self.heads = nn.Linear(WIDTHS[-1], len(COLUMNS))
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-3.0))
         self.choice_scale = nn.Parameter(torch.tensor(math.log(15.0)))
@@ -147,7 +149,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(options.seed * 1000 + epoch)
         words = numpy_generator(options.seed, "scene encoder captions", str(epoch))
         order = torch.randperm(len(pictures), generator=generator)
-        started, sums = time.time(), torch.zeros(4)
+        started, sums = time.time(), torch.zeros(5)
         for i in range(per_epoch):
             chosen = order[i * options.batch : (i + 1) * options.batch]
             progress = (epoch * per_epoch + i) / (len(sides) * per_epoch)
@@ -208,23 +210,28 @@ def main() -> None:
 def step_losses(
     network: Encoder, texts: Texts, x: Tensor, truth: Tensor, told: list[Caption], words: np.random.Generator
 ) -> Tensor:
-    """Which value (softmax within each attribute), true or not (sigmoid) of phrases and of captions, synonyms."""
+    """Which value (softmax within each attribute) by heads and by phrases, true or not (sigmoid) of phrases and of
+    captions, synonyms.
+    """
     with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-        image = network.image(x)
-    image = unit(image.float())
+        features = network.image.flatten(network.image.pool(network.image.stages(network.image.stem(x))))
+    features = features.float()
+    image, direct = unit(network.image.fc(features)), network.heads(features)
     phrases = [shown[int(words.integers(len(shown)))] for shown in texts.shown]
     # One pass of the text tower a kind of length, so that short phrases pay for no padding.
     phrase = unit(network.text(texts.encode(phrases)))
     caption = unit(network.text(texts.encode([c.text for c in told])))
 
     scores = image @ phrase.T
-    choice = image.new_zeros(())
+    choice, taught = image.new_zeros(()), image.new_zeros(())
     for attribute, values in ATTRIBUTES.items():
         columns = [COLUMN[attribute, value] for value in values]
         shown = truth[:, columns]
         rows = shown.any(1)
         logits = scores[rows][:, columns] * network.choice_scale.exp()
-        choice = choice + nn.functional.cross_entropy(logits, shown[rows].int().argmax(1))
+        value = shown[rows].int().argmax(1)
+        choice = choice + nn.functional.cross_entropy(logits, value)
+        taught = taught + nn.functional.cross_entropy(direct[rows][:, columns], value)
     scale = network.scale.exp()
     phrase_loss = nn.functional.binary_cross_entropy_with_logits(scores * scale + network.bias, truth.float())
     named = torch.stack([truth[:, [COLUMN[name] for name in c.names]].all(1) for c in told], 1)
@@ -234,7 +241,7 @@ def step_losses(
     picked = [texts.pairs[int(j)] for j in words.integers(len(texts.pairs), size=32)]
     left = unit(network.text(texts.encode([new for new, _ in picked])))
     right = unit(network.text(texts.encode([known for _, known in picked]))).detach()
-    return torch.stack([choice / 4, 6 * phrase_loss, 4 * caption_loss, (1 - (left * right).sum(1)).mean()])
+    return torch.stack([taught / 2, choice / 2, 6 * phrase_loss, 4 * caption_loss, (1 - (left * right).sum(1)).mean()])
 
 
 @torch.no_grad()
