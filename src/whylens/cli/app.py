@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from whylens import __version__
-from whylens.cli import banks, bundle, demo, doctor, explain, fit, key, merge, methods, models, verify
+from whylens.cli import banks, bench, bundle, demo, doctor, explain, fit, key, merge, methods, models, verify
 from whylens.cli.console import errors
 from whylens.errors import FitError, WhylensError
 
-EXIT_CODES = """Exit codes: 0 done; 1 an unexpected error; 2 bad input or usage; 3 done, but some pictures failed;
+EXIT_CODES = """Exit codes: 0 done; 1 an unexpected error; 2 bad input or usage; 3 done, but some pictures or methods failed;
 4 a fit was refused because its lens would be too poor; 5 doctor found a problem; 6 a record, explanation or bundle
 does not verify; 7 it verifies, and was repeated with a difference; 130 interrupted."""
 
@@ -32,6 +32,7 @@ for verb in (demo, explain, fit, methods, models, doctor, verify, bundle, merge)
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 app.add_typer(banks.app, name="banks")
 app.add_typer(key.app, name="key")
+app.add_typer(bench.app, name="bench")
 
 
 @app.callback()

@@ -1,0 +1,86 @@
+"""`whylens bench planted`: every method against the measured causes of planted scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whylens.cli.console import errors, output, progress_bar
+
+app = typer.Typer(help="Benchmarks.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Benchmarks of explanations."""
+
+
+@app.command()
+def planted(
+    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")],
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods joined by commas: registered names or package.module:Class, settings in braces, such as "
+            "'faithtrace{direction=adjoint},texter'. All registered ones by default."
+        ),
+    ] = None,
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of methods joined by commas, where --methods is not given.")
+    ] = "words,map,trace",
+    rules: Annotated[str | None, typer.Option(help="Rules joined by commas; all by default.")] = None,
+    architectures: Annotated[
+        str | None, typer.Option(help="Architectures joined by commas; all that there are by default.")
+    ] = None,
+    fit: Annotated[
+        str,
+        typer.Option(
+            help="What lenses are fitted on: own (the rule's training distribution), uniform (decorrelated scenes), or both."
+        ),
+    ] = "own,uniform",
+    scenes: Annotated[int, typer.Option(help="Pictures a classifier.")] = 500,
+    fit_scenes: Annotated[int, typer.Option(help="Pictures that a lens is fitted on.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Of scenes and methods.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps effects and features; WHYLENS_CACHE, or ~/.cache/whylens.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results.")] = False,
+) -> None:
+    """Score explanations on scenes whose causes are known, because changing one attribute and rendering again shows them.
+
+    Leaves with code 3 when some method could not be scored; the reasons are in results.md.
+    """
+    from whylens.planted.benchmark import Plan, run_benchmark
+    from whylens.planted.benchmark_methods import all_methods, parse_methods
+
+    plan = Plan(
+        methods=tuple(parse_methods(methods) if methods is not None else all_methods(_items(kinds) or ())),
+        rules=_items(rules),
+        architectures=_items(architectures),
+        fits=_items(fit) or (),
+        scenes=scenes,
+        fit_scenes=fit_scenes,
+        seed=seed,
+    )
+    with progress_bar("Scoring") as progress:
+        run = run_benchmark(plan, out, cache=cache, overwrite=overwrite, progress=progress)
+    known = f" ({run.reused} from an earlier run)" if run.reused else ""
+    output().print(
+        f"{run.computed + run.reused} methods and floors scored{known}. Tables: {out / 'results.md'}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if run.failures:
+        errors().print(f"[bold]{len(run.failures)} could not be scored:[/]")
+        for failure in run.failures:
+            where = f"{failure['method']} on {failure['rule']}-{failure['architecture']}"
+            errors().print(f"  {where}: {failure['reason']}", markup=False, soft_wrap=True)
+        raise typer.Exit(3)
+
+
+def _items(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(item.strip() for item in text.split(",") if item.strip())

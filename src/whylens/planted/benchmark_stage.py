@@ -1,0 +1,200 @@
+"""One rule of the benchmark: its pictures, effects, questions and lenses, and every method's answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whylens.errors import InputError
+from whylens.planted.benchmark_cache import cached_shapley, effect_tables, embed_pictures
+from whylens.planted.benchmark_lens import fit_scene_lens, named_columns, readable_phrases, with_phrases
+from whylens.planted.benchmark_methods import MethodSpec
+from whylens.planted.benchmark_questions import MAIN, Asked, questions
+from whylens.planted.floors import MAP_FLOORS, WORDS_FLOORS, Known
+from whylens.planted.rendering import render_batch
+from whylens.planted.rules import draw, get_rule
+from whylens.planted.scoring_common import Array, summarise
+from whylens.planted.scoring_maps import read_maps, score_maps
+from whylens.planted.scoring_words import WordsAnswer, read_words, score_words, whole_scores
+from whylens.randomness import picture_hash
+
+if TYPE_CHECKING:
+    from whylens.classifiers import Classifier
+    from whylens.encoders import Encoder
+    from whylens.lens import Lens
+    from whylens.planted.benchmark import Plan, Unit
+
+BATCH = 64
+#: Banks that a words method is asked with: everything the encoder reads, and the held-out synonyms alone.
+BANKS = ("all", "held-out")
+
+Scores = dict[str, dict[str, dict[str, Any]]]
+
+
+class Stage:
+    """Everything about one rule that its units share; lenses and features are made when the first unit wants them.
+
+    Args:
+        plan: of the run.
+        rule: its name.
+        classifiers: by architecture.
+        encoder: of scenes.
+        cache: folder of what was measured before.
+        step: called after every piece of effects.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        rule: str,
+        classifiers: Mapping[str, Classifier],
+        encoder: Encoder,
+        cache: Path,
+        step: Callable[[], None],
+    ) -> None:
+        self.plan, self.rule, self.classifiers, self.encoder, self.cache = plan, rule, classifiers, encoder, cache
+        scenes = draw(rule, plan.scenes, plan.seed, "evaluation").scenes
+        rendered = render_batch(scenes, plan.size)
+        planes = np.ascontiguousarray(rendered.images.transpose(0, 3, 1, 2))
+        self.pictures: Tensor = torch.from_numpy(planes).float() / 255
+        self.tables = effect_tables(classifiers, scenes, cache, size=plan.size, step=step)
+        self.banks = readable_phrases(encoder)
+        hashes = tuple(picture_hash(picture) for picture in self.pictures)
+        self.known = Known(hashes, plan.seed, rendered.masks, embed_pictures(encoder, self.pictures), encoder)
+        # Held with the stage and not with the class, so that they go when the rule is done.
+        self.asked = lru_cache(maxsize=None)(self._asked)
+        self.lens = lru_cache(maxsize=4)(self._lens)
+        self.seen = lru_cache(maxsize=2)(self._seen)
+
+    def score(self, unit: Unit) -> dict[str, Any]:
+        """Scores of a unit, by bank and question, and what they apply to.
+
+        Raises:
+            InputError: for a kind that cannot be scored yet.
+            ModelError: where the method breaks its contract. Whatever else the method raises passes through.
+        """
+        if unit.kind == "words":
+            return {"scores": self._words(unit)}
+        if unit.kind == "map":
+            return {"scores": self._maps(unit)}
+        raise InputError(f"Methods of the kind {unit.kind!r} are not scored on planted scenes yet.")
+
+    def _asked(self, architecture: str) -> list[Asked]:
+        classifier = self.classifiers[architecture]
+        measure = partial(cached_shapley, classifier, folder=self.cache, size=self.plan.size)
+        return questions(get_rule(self.rule), self.tables[architecture], measure)
+
+    def _lens(self, architecture: str, fit: str) -> dict[str, Lens]:
+        """The lens with every bank, by the bank's name."""
+        lens = fit_scene_lens(
+            self.classifiers[architecture],
+            self.encoder,
+            self.rule,
+            fit,
+            self.banks["all"],
+            count=self.plan.fit_scenes,
+            seed=self.plan.seed,
+            size=self.plan.size,
+            cache=self.cache,
+        )
+        return {"all": lens, **{n: with_phrases(lens, self.encoder, self.banks[n]) for n in BANKS[1:]}}
+
+    def _seen(self, architecture: str) -> tuple[Tensor, Tensor]:
+        """Features and logits of every picture."""
+        with torch.no_grad():
+            parts = [self.classifiers[architecture].features_and_logits(p) for p in self.pictures.split(BATCH)]
+        return torch.cat([z for z, _ in parts]), torch.cat([logits for _, logits in parts])
+
+    def _words(self, unit: Unit) -> Scores:
+        scores: Scores = {}
+        lenses = self.lens(unit.architecture, unit.fit)
+        for bank in BANKS:
+            phrases, lens = self.banks[bank], lenses[bank]
+            names = named_columns(phrases)
+            for asked in self.asked(unit.architecture):
+                if unit.spec is None:
+                    found = WORDS_FLOORS[unit.method](self.known, asked, lens, names)
+                    if found is None:
+                        continue
+                    answer = found
+                else:
+                    answer = self._answer(unit.spec, unit.architecture, lens, asked)
+                values = score_words(answer, asked.truth, names)
+                scores.setdefault(bank, {})[asked.name] = self._summaries(values)
+        return scores
+
+    def _answer(self, spec: MethodSpec, architecture: str, lens: Lens, asked: Asked) -> WordsAnswer:
+        results = self._ask(spec.make(), architecture, lens, asked)
+        answer = read_words(results, lens.bank.phrases, len(asked.rows))
+        if asked.name != MAIN or not spec.accepts("k"):
+            return answer
+        # The order of the whole bank needs neither the control nor the choice of what is shown.
+        changes = {"k": None} | ({"control": False} if spec.accepts("control") else {})
+        whole = self._ask(spec.make(**changes), architecture, lens, asked)
+        read_words(whole, lens.bank.phrases, len(asked.rows))
+        scores = whole_scores(whole, lens.bank.phrases)
+        return WordsAnswer(
+            answer.shown, answer.suppressing, answer.shown_supported, answer.suppressing_supported, scores
+        )
+
+    def _ask(self, method: Any, architecture: str, lens: Lens, asked: Asked) -> Any:
+        """A words method's results in batches; from features that are at hand, where it takes them."""
+        results: list[Any] = []
+        from_features = getattr(method, "from_features", None)
+        if getattr(method, "layer", None) is not None:
+            from_features = None
+        for part in np.array_split(np.arange(len(asked.rows)), max(1, -(-len(asked.rows) // BATCH))):
+            rows = torch.from_numpy(asked.rows[part])
+            targets = torch.from_numpy(asked.targets[part]).long()
+            contrasts = None if asked.contrasts is None else torch.from_numpy(asked.contrasts[part]).long()
+            if from_features is None:
+                found = method(lens, self.pictures[rows], targets, contrasts=contrasts, seed=self.plan.seed)
+            else:
+                features, logits = self.seen(architecture)
+                hashes = [self.known.hashes[int(row)] for row in rows]
+                found = from_features(
+                    lens,
+                    features[rows],
+                    logits[rows],
+                    targets,
+                    contrasts=contrasts,
+                    image_hashes=hashes,
+                    seed=self.plan.seed,
+                )
+            if not isinstance(found, list) or len(found) != len(rows):
+                # Let the reader of results say what is wrong.
+                return found
+            results += found
+        return results
+
+    def _maps(self, unit: Unit) -> Scores:
+        (main,) = [asked for asked in self.asked(unit.architecture) if asked.name == MAIN]
+        classifier = self.classifiers[unit.architecture]
+        if unit.spec is None:
+            maps = MAP_FLOORS[unit.method](self.known, main)
+        else:
+            maps = self._map_answers(unit.spec, classifier, main)
+        masks = {name: mask[main.rows] for name, mask in self.known.masks.items()}
+        values = score_maps(maps, main.truth, masks)
+        return {"": {main.name: self._summaries(values)}}
+
+    def _map_answers(self, spec: MethodSpec, classifier: Classifier, asked: Asked) -> Array:
+        method = spec.make()
+        size = (self.plan.size, self.plan.size)
+        maps = []
+        for part in np.array_split(np.arange(len(asked.rows)), max(1, -(-len(asked.rows) // BATCH))):
+            pictures = self.pictures[torch.from_numpy(asked.rows[part])]
+            targets = torch.from_numpy(asked.targets[part]).long()
+            contrasts = None if asked.contrasts is None else torch.from_numpy(asked.contrasts[part]).long()
+            found = method(classifier, pictures, targets, contrasts=contrasts, seed=self.plan.seed)
+            maps.append(read_maps(found, len(part), size))
+        return np.concatenate(maps)
+
+    def _summaries(self, values: Mapping[str, Array]) -> dict[str, Any]:
+        return {name: summarise(score, seed=self.plan.seed) for name, score in values.items()}
