@@ -7,6 +7,7 @@ from whylens.banks.generation_endpoint import Endpoint, EndpointError
 from whylens.banks.generation_limits import Cost, LimitReachedError, Limits
 from whylens.banks.generation_local import LocalModel
 from whylens.banks.generation_subjects import Recipe, read_class_names
+from whylens.banks.given import GivenBank, load_given_bank
 from whylens.banks.sources import list_banks, load_bank, read_descriptors
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Endpoint",
     "EndpointError",
     "GeneratedBank",
+    "GivenBank",
     "LimitReachedError",
     "Limits",
     "LocalModel",
@@ -24,6 +26,7 @@ __all__ = [
     "generate_bank",
     "list_banks",
     "load_bank",
+    "load_given_bank",
     "plan_generation",
     "read_class_names",
     "read_descriptors",
