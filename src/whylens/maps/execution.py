@@ -30,7 +30,8 @@ def as_written(module: nn.Module) -> Iterator[None]:
             "A part of this network is compiled, and this version of PyTorch cannot run it uncompiled. Wrap the "
             "network before torch.compile, or use PyTorch 2.6 or newer."
         )
-    with stance("force_eager") if compiled else contextlib.nullcontext(), _uncheckpointed():
+    uncompiled = stance("force_eager") if compiled and stance is not None else contextlib.nullcontext()
+    with uncompiled, _uncheckpointed():
         yield
 
 
