@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from whylens import __version__
-from whylens.cli import banks, bench, bundle, demo, doctor, explain, fit, key, merge, methods, models, verify
+from whylens.cli import banks, bench, bundle, demo, doctor, evaluate, explain, fit, key, merge, methods, models, verify
 from whylens.cli.console import errors
 from whylens.errors import FitError, WhylensError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, explain, fit, methods, models, doctor, verify, bundle, merge):
+for verb in (demo, explain, fit, evaluate, methods, models, doctor, verify, bundle, merge):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 app.add_typer(banks.app, name="banks")
 app.add_typer(key.app, name="key")

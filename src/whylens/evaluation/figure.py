@@ -1,0 +1,54 @@
+"""Mean insertion and deletion curves, one panel a curve, one line a method."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from whylens.evaluation.summary import Summary
+from whylens.store import atomic_file
+
+_COLUMNS = 3
+# Okabe and Ito's colours, which people with colour-blindness can tell apart; then line styles repeat them.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+
+
+def draw_curves(path: Path, summary: Summary) -> bool:
+    """Write the figure as PNG; False, and nothing written, where matplotlib is not installed.
+
+    Raises:
+        StoreError: when it cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        path.unlink(missing_ok=True)
+        return False
+    count = len(summary.curves)
+    columns = min(_COLUMNS, count)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (protocol, methods) in zip(axes, summary.curves.items(), strict=False):
+        for index, method in enumerate(summary.methods):
+            if method not in methods:
+                continue
+            band = methods[method]
+            share = [k / max(1, len(band.mean) - 1) for k in range(len(band.mean))]
+            style = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _STYLES[index // len(_COLOURS) % 4]}
+            axis.plot(share, band.mean, label=method, linewidth=1.5, **style)
+            if None not in band.low and None not in band.high:
+                axis.fill_between(share, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
+        axis.set_title(protocol, fontsize=8)
+        axis.set_xlabel("share of pixels " + ("shown" if protocol.startswith("insertion") else "hidden"), fontsize=8)
+        axis.tick_params(labelsize=7)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
+    with atomic_file(path, overwrite=True) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return True
