@@ -2,7 +2,8 @@
 
     python training/build_lens.py --data FOLDER --classifier FOLDER --encoder FOLDER --left-out FOLDER
 
-The three folders are the outputs of train_classifier.py, train_encoder.py and train_encoder.py --leave-out. Measures the
+The three folders are the outputs of train_classifier.py, train_encoder.py and train_encoder.py --leave-out; without
+--encoder the package's encoder stays. Measures the
 classifier as it is shipped (fp16 weights), fits the lens on training and extra pictures, and writes the cards.
 """
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--classifier", type=Path, required=True)
-    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path)
     parser.add_argument("--left-out", type=Path)
     parser.add_argument("--pictures", type=int, default=24000, help="how many pictures the lens is fitted on")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256])
@@ -51,16 +52,11 @@ def main() -> None:
         "std": STD,
     }
     (LENS / "classifier.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    for name in ("encoder.safetensors", "encoder.json"):
-        shutil.copyfile(options.encoder / "encoder" / name, ENCODER / name)
-
     classifier = load_classifier("builtin:tiny-imagenet")
     figures = {"val_top1": accuracy(classifier, options.data, classes), "parameters": parameters(classifier)}
     figures["epochs"] = [json.loads(line) for line in (options.classifier / "log.jsonl").read_text().splitlines()]
-    encoder_figures = encoder_run(options.encoder)
-    if options.left_out is not None:
-        encoder_figures["left_out"] = encoder_run(options.left_out)
-    (ENCODER / "figures.json").write_text(json.dumps(encoder_figures, indent=1), encoding="utf-8")
+    if options.encoder is not None:
+        ship_encoder(options.encoder, options.left_out)
 
     with tempfile.TemporaryDirectory() as folder:
         tars = sorted(options.data.glob("train*.tar")) + sorted(options.data.glob("extra*.tar"))
@@ -94,6 +90,15 @@ def main() -> None:
     }
     (LENS / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     print(json.dumps({k: v for k, v in figures.items() if k != "epochs"}, indent=1))
+
+
+def ship_encoder(run: Path, left_out: Path | None) -> None:
+    for name in ("encoder.safetensors", "encoder.json"):
+        shutil.copyfile(run / "encoder" / name, ENCODER / name)
+    figures = encoder_run(run)
+    if left_out is not None:
+        figures["left_out"] = encoder_run(left_out)
+    (ENCODER / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def encoder_run(folder: Path) -> dict[str, Any]:
