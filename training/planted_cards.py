@@ -11,6 +11,7 @@ over some of the rules leaves the others as they are.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from whylens.classifiers import Classifier
-from whylens.planted.effects import EffectTable, measure_effects
+from whylens.planted.effects import CAUSE_ERRORS, CAUSE_SPREAD, COLUMNS, EffectTable, measure_effects
 from whylens.planted.organisms import (
     ARCHITECTURES,
     CARD,
@@ -97,7 +98,7 @@ def measure(rule: str, architectures: list[str], count: int) -> None:
     def together(images: Tensor) -> Tensor:
         return torch.cat([c.logits(images) for c in classifiers], 1)
 
-    right = accuracies(rule, classifiers)
+    right, spreads = accuracies(rule, classifiers)
     scenes = effect_scenes(rule, count)
     table = measure_effects(together, scenes)
     for k, (architecture, classifier) in enumerate(zip(architectures, classifiers, strict=True)):
@@ -110,7 +111,7 @@ def measure(rule: str, architectures: list[str], count: int) -> None:
             "fingerprint": classifier.fingerprint,
             "training": json.loads((ORGANISMS / f"{rule}-{architecture}" / DESCRIPTION).read_text())["training"],
             "accuracy": right[k],
-            "effects": summary(rule, part),
+            "effects": summary(rule, part, spreads[k]),
         }
         (ORGANISMS / f"{rule}-{architecture}" / CARD).write_text(json.dumps(card, indent=1) + "\n")
         print(rule, architecture, json.dumps(card["accuracy"]), json.dumps(card["effects"]), flush=True)
@@ -124,18 +125,18 @@ def effect_scenes(rule: str, count: int) -> tuple[Scene, ...]:
     return tuple(chosen[:count])
 
 
-def summary(rule: str, table: EffectTable) -> dict[str, object]:
-    effects = table.effects(targets=[get_rule(rule).label(scene) for scene in table.scenes])
+def summary(rule: str, table: EffectTable, spreads: np.ndarray) -> dict[str, object]:
+    labels = np.array([get_rule(rule).label(scene) for scene in table.scenes])
+    effects = table.effects(labels)
+    # Against the spread over scenes of every class, not over the few that are asked about.
+    effects = dataclasses.replace(effects, spread=spreads[labels])
+    weighty = np.abs(effects.effect) > np.maximum(CAUSE_ERRORS * effects.error, CAUSE_SPREAD * effects.spread[:, None])
     rows = {}
     for attribute in ATTRIBUTES:
         value, _ = effects.of(attribute)
         shown = ~np.isnan(value)
-        columns = [
-            j
-            for j, name in enumerate(np.repeat(list(ATTRIBUTES), [len(v) for v in ATTRIBUTES.values()]))
-            if name == attribute
-        ]
-        cause = (effects.cause & effects.present)[:, columns].any(axis=1)
+        columns = [j for j, column in enumerate(COLUMNS) if column[0] == attribute]
+        cause = (weighty & effects.present)[:, columns].any(axis=1)
         rows[attribute] = {
             "mean": round(float((np.abs(value) / effects.spread)[shown].mean()), 4),
             "share": round(float(cause[shown].mean()), 4),
@@ -144,20 +145,25 @@ def summary(rule: str, table: EffectTable) -> dict[str, object]:
 
 
 @torch.no_grad()
-def accuracies(rule: str, classifiers: list[Classifier]) -> list[dict[str, float]]:
+def accuracies(rule: str, classifiers: list[Classifier]) -> tuple[list[dict[str, float]], list[np.ndarray]]:
+    """Accuracy by split, and the standard deviation of every logit over the evaluation scenes."""
+    spreads: list[np.ndarray] = []
     found: list[dict[str, float]] = [{} for _ in classifiers]
     for split in ("validation", "evaluation", "uniform"):
         drawn = draw(rule, ACCURACY_SCENES, SEED, split)
         labels = torch.tensor(drawn.labels)
-        right = np.zeros(len(classifiers))
+        answers: list[list[Tensor]] = [[] for _ in classifiers]
         for start in range(0, ACCURACY_SCENES, 250):
             images = render_batch(drawn.scenes[start : start + 250]).images
             x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
             for k, classifier in enumerate(classifiers):
-                right[k] += int((classifier.logits(x).argmax(1) == labels[start : start + 250]).sum())
-        for k, share in enumerate(right / ACCURACY_SCENES):
-            found[k][split] = round(float(share), 4)
-    return found
+                answers[k].append(classifier.logits(x))
+        for k, parts in enumerate(answers):
+            logits = torch.cat(parts)
+            found[k][split] = round(float((logits.argmax(1) == labels).float().mean()), 4)
+            if split == "evaluation":
+                spreads.append(logits.double().std(0).numpy())
+    return found, spreads
 
 
 def write_page() -> None:
@@ -186,8 +192,8 @@ def write_page() -> None:
         "## Measured effects",
         "",
         f"On {' / '.join(map(str, sorted(number)))} evaluation scenes, on the logit of the scene's own class (of class A, on scenes of class A,",
-        "for `disjunction` and `suppressor`): mean absolute effect of the scene's own value in units of the logit's spread,",
-        "and in brackets the share of the scenes showing the attribute where it is a cause.",
+        "for `disjunction` and `suppressor`): mean absolute effect of the scene's own value in units of the logit's",
+        "standard deviation over evaluation scenes of all classes, and in brackets the share of the scenes showing the attribute where it is a cause.",
         "",
         "| classifier | " + " | ".join(name.replace("_", " ") for name in ATTRIBUTES) + " |",
         "|---" * (len(ATTRIBUTES) + 1) + "|",

@@ -27,7 +27,7 @@ from whylens.planted.rules import RULES, get_rule
 
 ARGUMENTS = {
     "cnn": {"widths": [12, 24, 48, 64], "blocks": [0, 0, 1]},
-    "vit": {"size": 64, "stem": [16, 32, 48], "depth": 3, "heads": 4},
+    "vit": {"size": 64, "stem": [12, 24, 48, 48], "depth": 3, "heads": 4},
 }
 RATE = {"cnn": 4e-3, "vit": 2e-3}
 VALIDATION = 1000

@@ -105,7 +105,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="rendered pictures; default: OUT/cache")
     parser.add_argument("--scenes", type=int, default=24000)
-    parser.add_argument("--sides", default="32x8,64x3", help="progressive resizing: SIDExEPOCHS, in order")
+    parser.add_argument("--sides", default="32x4,64x5", help="progressive resizing: SIDExEPOCHS, in order")
+    parser.add_argument("--words-every", type=int, default=3, help="steps from one batch with texts to the next")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--decay", type=float, default=0.05)
@@ -156,17 +157,22 @@ def main() -> None:
             factor = progress / 0.05 if progress < 0.05 else 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
             for group in optimiser.param_groups:
                 group["lr"] = options.rate * factor
-            told = [captions(scenes[j], words)[0] for j in chosen[: options.batch // 2].tolist()]
             x = jitter(pictures[chosen], generator)
             if sides[epoch] != SIZE:
                 x = nn.functional.avg_pool2d(x, SIZE // sides[epoch])
-            losses = step_losses(network, texts, x, truth[chosen], told, words)
+            features = image_features(network, x)
+            losses = torch.zeros(5)
+            losses[0] = head_loss(network, features, truth[chosen])
+            # Texts cost as much as pictures and are soon learnt; the heads teach the features in between.
+            if i % options.words_every == 0:
+                told = [captions(scenes[j], words)[0] for j in chosen[: options.batch // 2].tolist()]
+                losses[1:] = text_losses(network, texts, features, truth[chosen], told, words)
             optimiser.zero_grad()
             losses.sum().backward()
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimiser.step()
             sums += losses.detach()
-            if i % 100 == 0:
+            if i % 90 == 0:
                 print(
                     epoch + 1,
                     i,
@@ -178,12 +184,12 @@ def main() -> None:
         row = {
             "epoch": epoch + 1,
             "side": sides[epoch],
-            "losses": [round(float(v), 4) for v in sums / per_epoch],
+            "losses": [round(float(v) / per_epoch, 4) for v in sums],
             "seconds": round(time.time() - started, 1),
         }
         figures = evaluate(network, texts, cache, options.seed, sides[epoch])
         with (options.out / "log.jsonl").open("a") as log:
-            log.write(json.dumps(row | {"caption words": figures["caption words"]}) + "\n")
+            log.write(json.dumps(row | figures) + "\n")
         print(json.dumps(row), json.dumps(figures), flush=True)
         (options.out / "figures.json").write_text(
             json.dumps(figures | {"scenes": options.scenes, "epochs": epoch + 1, "seed": options.seed}, indent=1)
@@ -207,31 +213,41 @@ def main() -> None:
         )
 
 
-def step_losses(
-    network: Encoder, texts: Texts, x: Tensor, truth: Tensor, told: list[Caption], words: np.random.Generator
-) -> Tensor:
-    """Which value (softmax within each attribute) by heads and by phrases, true or not (sigmoid) of phrases and of
-    captions, synonyms.
-    """
+def image_features(network: Encoder, x: Tensor) -> Tensor:
+    """Pictures to the image tower's features before its projection, fp32."""
+    tower = network.image
     with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-        features = network.image.flatten(network.image.pool(network.image.stages(network.image.stem(x))))
-    features = features.float()
-    image, direct = unit(network.image.fc(features)), network.heads(features)
-    phrases = [shown[int(words.integers(len(shown)))] for shown in texts.shown]
-    # One pass of the text tower a kind of length, so that short phrases pay for no padding.
-    phrase = unit(network.text(texts.encode(phrases)))
-    caption = unit(network.text(texts.encode([c.text for c in told])))
+        return tower.flatten(tower.pool(tower.stages(tower.stem(x)))).float()
 
-    scores = image @ phrase.T
-    choice, taught = image.new_zeros(()), image.new_zeros(())
+
+def by_attribute(scores: Tensor, truth: Tensor) -> Tensor:
+    """Sum over the attributes of the softmax loss of the value shown, over the pictures that show one."""
+    total = scores.new_zeros(())
     for attribute, values in ATTRIBUTES.items():
         columns = [COLUMN[attribute, value] for value in values]
         shown = truth[:, columns]
         rows = shown.any(1)
-        logits = scores[rows][:, columns] * network.choice_scale.exp()
-        value = shown[rows].int().argmax(1)
-        choice = choice + nn.functional.cross_entropy(logits, value)
-        taught = taught + nn.functional.cross_entropy(direct[rows][:, columns], value)
+        if rows.any():
+            total = total + nn.functional.cross_entropy(scores[rows][:, columns], shown[rows].int().argmax(1))
+    return total
+
+
+def head_loss(network: Encoder, features: Tensor, truth: Tensor) -> Tensor:
+    return by_attribute(network.heads(features), truth) / 2
+
+
+def text_losses(
+    network: Encoder, texts: Texts, features: Tensor, truth: Tensor, told: list[Caption], words: np.random.Generator
+) -> Tensor:
+    """Which value, by phrases; true or not, of phrases and of captions; synonyms."""
+    image = unit(network.image.fc(features))
+    phrases = [shown[int(words.integers(len(shown)))] for shown in texts.shown]
+    # Short phrases and long captions apart, so that the short ones pay for no padding.
+    phrase = unit(network.text(texts.encode(phrases)))
+    caption = unit(network.text(texts.encode([c.text for c in told])))
+
+    scores = image @ phrase.T
+    choice = by_attribute(scores * network.choice_scale.exp(), truth)
     scale = network.scale.exp()
     phrase_loss = nn.functional.binary_cross_entropy_with_logits(scores * scale + network.bias, truth.float())
     named = torch.stack([truth[:, [COLUMN[name] for name in c.names]].all(1) for c in told], 1)
@@ -241,7 +257,7 @@ def step_losses(
     picked = [texts.pairs[int(j)] for j in words.integers(len(texts.pairs), size=32)]
     left = unit(network.text(texts.encode([new for new, _ in picked])))
     right = unit(network.text(texts.encode([known for _, known in picked]))).detach()
-    return torch.stack([taught / 2, choice / 2, 6 * phrase_loss, 4 * caption_loss, (1 - (left * right).sum(1)).mean()])
+    return torch.stack([choice / 2, 6 * phrase_loss, 4 * caption_loss, (1 - (left * right).sum(1)).mean()])
 
 
 @torch.no_grad()

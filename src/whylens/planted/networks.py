@@ -63,13 +63,13 @@ class Block(nn.Module):
 class SmallViT(nn.Module):
     """A vision transformer for small pictures: convolutional stem, learnt positions, blocks, mean token, linear head.
 
-    The stem is strided convolutions rather than one large patch, because transformers learn from ten thousand pictures
-    only with its help. There is no class token: every token is a place of the picture.
+    The stem is convolutions rather than one large patch, because a small transformer learns shapes from ten thousand
+    pictures only where its tokens see a good part of an object each (31 pixels with the default). There is no class token: every token is a place of the picture.
 
     Args:
         classes: width of the output.
-        size: side of the pictures in pixels, a multiple of ``2 ** len(stem)``.
-        stem: channels of the strided convolutions; the last is the tokens' width.
+        size: side of the pictures in pixels, a multiple of ``2 ** (len(stem) - 1)``, the side of a token.
+        stem: channels of the convolutions, of stride 2 but for the last, whose channels are the tokens' width.
         depth: transformer blocks.
         heads: attention heads; must divide the width.
 
@@ -84,17 +84,18 @@ class SmallViT(nn.Module):
     num_prefix_tokens = 0
 
     def __init__(
-        self, classes: int, size: int = 64, stem: Sequence[int] = (16, 32, 48), depth: int = 3, heads: int = 4
+        self, classes: int, size: int = 64, stem: Sequence[int] = (12, 24, 48, 48), depth: int = 3, heads: int = 4
     ) -> None:
         super().__init__()
-        width, stride = stem[-1], 2 ** len(stem)
+        width, stride = stem[-1], 2 ** (len(stem) - 1)
         if width % heads:
             raise InputError(f"The width of a SmallViT must be a multiple of its heads; {width} is not one of {heads}.")
         if size % stride:
             raise InputError(f"The size of a SmallViT must be a multiple of {stride} with this stem; it is {size}.")
         layers: list[nn.Module] = []
-        for inputs, outputs in zip((3, *stem[:-1]), stem, strict=True):
-            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        strides = [2] * (len(stem) - 1) + [1]
+        for inputs, outputs, step in zip((3, *stem[:-1]), stem, strides, strict=True):
+            layers += [nn.Conv2d(inputs, outputs, 3, step, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
         # The last norm hands values of both signs to the tokens.
         self.patch_embed = nn.Sequential(*layers[:-1])
         self.pos_embed = nn.Parameter(torch.zeros(1, (size // stride) ** 2, width))
