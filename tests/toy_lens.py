@@ -98,7 +98,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def lens(classifier: Classifier, encoder: Encoder, bank: ConceptBank, pictures: list[Path]) -> Lens:
-    return fit(classifier, encoder, pictures, bank=bank, minimum_r2=-1.0, name="toy lens")
+    made = fit(classifier, encoder, pictures, bank=bank, minimum_r2=-1.0, name="toy lens")
+    # The toy encoder knows none of the class names; methods that learn from names find vectors here.
+    vectors = torch.randn(len(CLASSES), encoder.width, generator=torch.Generator().manual_seed(7))
+    made.__dict__["class_embeddings"] = torch.nn.functional.normalize(vectors, dim=1)
+    return made
 
 
 def first_with_words(lens: Lens, pictures: list[Path], seed: int = 0) -> Path:

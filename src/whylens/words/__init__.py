@@ -7,8 +7,10 @@ from whylens.words.directions import DIRECTIONS, reverse_directions
 from whylens.words.faithtrace import FaithTrace
 from whylens.words.presence import presence
 from whylens.words.tables import LensLike
+from whylens.words.text_lens import TextLens, text_lens
 from whylens.words.text_to_concept import TextToConcept
 from whylens.words.texter import Texter
+from whylens.words.zs_nle import ZsNle
 
 __all__ = [
     "DIRECTIONS",
@@ -16,10 +18,13 @@ __all__ = [
     "FaithTrace",
     "LensLike",
     "PhraseDecomposition",
+    "TextLens",
     "TextToConcept",
     "Texter",
     "WordsMethod",
+    "ZsNle",
     "presence",
     "random_head_control",
     "reverse_directions",
+    "text_lens",
 ]
