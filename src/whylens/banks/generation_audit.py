@@ -107,7 +107,7 @@ class GeneratedBank:
         lines = [f"{len(self.bank)} phrases kept of {said} that {model} gave about {about}."]
         for name, count in self._counts().items():
             if count:
-                examples = [item.phrase for item in self.removed if item.filter == name][:3]
+                examples = list(dict.fromkeys(item.phrase for item in self.removed if item.filter == name))[:3]
                 lines.append(f"  {count} removed by the filter {name!r}: {', '.join(repr(e)[:40] for e in examples)}")
         groups = Counter(self.bank.groups)
         lines.append("Groups: " + ", ".join(f"{name} {count}" for name, count in groups.items()) + ".")
