@@ -81,9 +81,9 @@ def organism_card(name: str) -> dict[str, Any]:
         ``rule``, ``architecture``, ``parameters``, ``fingerprint`` (sha256 of the loaded weights), ``accuracy`` (share
         of scenes, in [0, 1], by split) and ``effects``: ``scenes``, the number of evaluation scenes they were measured
         on, and for every attribute ``mean`` (mean absolute effect of the scenes' own value on the logit explained, in
-        units of that logit's standard deviation over evaluation scenes of all classes) and ``share`` (of those scenes that show the attribute, where it is
-        a cause). Explained is the scene's own class, the rule's ``answers`` class where it has one (then on scenes of
-        that class only).
+        units of that logit's standard deviation over evaluation scenes of all classes) and ``share`` (of those scenes
+        that show the attribute, where it is a cause). Explained is the scene's own class, the rule's ``answers`` class
+        where it has one (then on scenes of that class only).
 
     Raises:
         InputError: for an unknown name.
