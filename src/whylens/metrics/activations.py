@@ -36,7 +36,7 @@ MEASURES = (
 LOWER_IS_BETTER = frozenset(MEASURES[:3])
 
 # Elements that the sums go over at once on a CPU, so that intermediate values stay in its cache.
-_CACHED = 2**18
+_CACHED = 2**19
 _LARGEST_DEFAULT = 5
 _TOKEN_LAYERS = 4
 
@@ -111,6 +111,7 @@ class ActivationMeter:
         self._handles: list[RemovableHandle] = []
         self._start = 0
         self._rows = 0
+        self._workspace: Tensor | None = None
         self._clean: list[_Clean | None] = [None] * len(self.layers)
         self._sums: list[Tensor | None] = [None] * len(self.layers)
 
@@ -176,47 +177,53 @@ class ActivationMeter:
                 f"The layer {self.layers[index]!r} gives {len(values)} rows of {values.shape[1]} activations where one "
                 f"row of {clean.values.numel()} for each picture was expected. Its batch is not the first axis."
             )
-        clean.measure(values, out=sums[self._start : end])
+        room = _room(len(values), values.shape[1], values.device)
+        if self._workspace is None or self._workspace.device != values.device or len(self._workspace) < room:
+            self._workspace = torch.empty(room, device=values.device)
+        clean.measure(values, self._workspace, out=sums[self._start : end])
+
+
+def _room(rows: int, units: int, device: torch.device) -> int:
+    """Floats that the sums over so many activations need at once; memory that is kept is not paged in again."""
+    if device.type != "cpu":
+        return 2 * rows * units
+    return 2 * rows * min(units, max(1, _CACHED // rows))
 
 
 @dataclass(eq=False)
 class _Clean:
-    """A layer on the clean picture: its values, and what the sums are taken against."""
+    """A layer on the clean picture: its values, the same about their mean, and which units are active."""
 
     values: Tensor
-    against: Tensor
+    centred: Tensor
+    active: Tensor
     constants: Tensor
 
     @classmethod
     def of(cls, values: Tensor) -> _Clean:
         clean = values.float().clone()
         mean = clean.mean()
-        centred, on = clean - mean, (clean > 0).float()
-        constants = torch.stack([centred.square().sum(), mean, on.sum()])
-        ones = torch.ones_like(clean)
-        # One product of matrices each for (<d, centred>, sum d) and (active, active in both).
-        return cls(clean, torch.stack([centred, ones, ones, on]), constants)
+        centred, active = clean - mean, (clean > 0).float()
+        return cls(clean, centred, active, torch.stack([centred.square().sum(), mean, active.sum()]))
 
-    def measure(self, values: Tensor, *, out: Tensor) -> None:
-        """The five sums (R, 5) of R rows."""
+    def measure(self, values: Tensor, workspace: Tensor, *, out: Tensor) -> None:
+        """The five sums (R, 5) of R rows, with room for intermediate values from :func:`_room`."""
         rows, units = values.shape
-        if values.device.type != "cpu":
-            self._block(values, slice(None), out)
-            return
+        width = workspace.numel() // (2 * rows)
+        workspace = workspace[: 2 * rows * width].view(2, rows, width)
         out.zero_()
-        scratch = torch.empty((rows, 5))
-        width = max(1, _CACHED // rows)
         for start in range(0, units, width):
             part = slice(start, start + width)
-            self._block(values[:, part], part, scratch)
-            out += scratch
-
-    def _block(self, values: Tensor, part: slice, out: Tensor) -> None:
-        against = self.against[:, part]
-        d = values.float() - self.values[part]
-        out[:, 0] = torch.linalg.vector_norm(d, dim=1).square()
-        out[:, 1:3] = d @ against[:2].T
-        out[:, 3:5] = (values > 0).float() @ against[2:].T
+            own = values[:, part]
+            # Comparison and subtraction write floats at once; conversions would cost as much as the sums.
+            d, active = workspace[:, :, : own.shape[1]]
+            torch.sub(own, self.values[part], out=d)
+            torch.gt(own, 0, out=active)
+            out[:, 0] += torch.linalg.vector_norm(d, dim=1).square()
+            out[:, 1] += d @ self.centred[part]
+            out[:, 2] += d.sum(1)
+            out[:, 3] += active.sum(1)
+            out[:, 4] += active @ self.active[part]
 
 
 def activation_scores(sweep: Sweep, sums: LayerSums) -> dict[str, Tensor]:
@@ -259,15 +266,17 @@ def activation_protocol(measure: str, curve: Curve, layer: str, step: int) -> st
 def stage_layers(classifier: Classifier) -> tuple[str, ...]:
     """Layers to measure where none are named: the last one at each resolution, or four along a stack of tokens.
 
-    Chosen among the layers that every path to the logits goes through; at most five, the last ones. For a ResNet these
-    are the stem and the four stages, for a vision transformer a quarter, half, three quarters and all of its blocks.
+    Chosen among the layers that every path to the logits goes through, without maps of the classes themselves; at most
+    five, the last ones. For a ResNet these are the stem and the four stages, for a vision transformer a quarter, half,
+    three quarters and all of its blocks.
 
     Cost: one forward pass with gradients.
 
     Raises:
         ModelError: where no layer has a grid or tokens.
     """
-    layers = classifier.layers()
+    classes = len(classifier.class_names)
+    layers = {name: shape for name, shape in classifier.layers().items() if shape[0] != classes}
     grids = {shape[1:]: name for name, shape in layers.items() if len(shape) == 3 and max(shape[1:]) > 1}
     if len(grids) > 1:
         return tuple(grids.values())[-_LARGEST_DEFAULT:]

@@ -1,0 +1,165 @@
+"""What scoring maps costs beside the bare network passes that it needs, and beside Quantus.
+
+python benchmarks/map_metrics.py [--pictures 2] [--repeats 3] [--networks resnet50 squeezenet1_1] [--steps 28] [--out ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import Row, interleaved, write_results
+from torch import Tensor
+
+from whylens import Classifier, load_classifier
+from whylens.classifiers.quiet import quiet
+from whylens.maps.batching import in_batches
+from whylens.metrics import FEI_CURVES, Curve, score_maps, stage_layers
+from whylens.metrics.curves import step_pixels
+
+SIZE = 224
+
+
+def pictures_and_maps(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 14, 14, generator=generator)
+    pictures = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear")
+    return pictures, torch.rand(count, SIZE, SIZE, generator=generator)
+
+
+def batches_of(classifier: Classifier):  # type: ignore[no-untyped-def]
+    def batches(run, count):  # type: ignore[no-untyped-def]
+        return in_batches(
+            run, count, module=classifier.module, key="benchmark", pixels=SIZE * SIZE, device=classifier.device
+        )
+
+    return batches
+
+
+def whole_evaluation(name: str, count: int, repeats: int, steps: int) -> Row:
+    """FEI's protocol: six curves and all internal metrics at four layers, against the bare passes, in turn."""
+    classifier = load_classifier(f"torchvision:{name}", pretrained=False)
+    layers = stage_layers(classifier)[-4:]
+    pictures, maps = pictures_and_maps(count)
+    batches = batches_of(classifier)
+    step = step_pixels((SIZE, SIZE), None) * 28 // steps
+    passes = score_maps(classifier, pictures[0], maps[:1], 0, layers=layers, step=step, batches=batches)[0].passes
+    inputs = classifier.preprocessing.normalise(torch.rand(passes, 3, SIZE, SIZE))
+
+    def bare(index: int) -> None:
+        with torch.no_grad(), quiet(classifier.module):
+            for _ in batches(lambda start, stop: classifier.module(inputs[start:stop]), passes):
+                pass
+
+    def curves(index: int) -> None:
+        score_maps(classifier, pictures[index], maps[index : index + 1], 0, step=step, batches=batches)
+
+    def whole(index: int) -> None:
+        score_maps(classifier, pictures[index], maps[index : index + 1], 0, layers=layers, step=step, batches=batches)
+
+    # Every picture is timed in turn with its own bare passes; the ratio is the median of these pairs. Processor time
+    # of this process, so that neighbours on the machine do not count.
+    times: dict[str, list[float]] = {"bare": [], "curves": [], "whole": []}
+    for function in (bare, whole):
+        function(0)
+    for _ in range(repeats):
+        for index in range(count):
+            for label, function in (("bare", bare), ("curves", curves), ("whole", whole)):
+                started = time.process_time()
+                function(index)
+                times[label].append(time.process_time() - started)
+
+    def extra(label: str) -> float:
+        ratios = [a / b for a, b in zip(times[label], times["bare"], strict=True)]
+        return 100 * (statistics.median(ratios) - 1)
+
+    return {
+        "network": name,
+        "passes a picture": passes,
+        "bare passes (processor s a picture)": statistics.median(times["bare"]),
+        "six curves (s)": statistics.median(times["curves"]),
+        "curves and activations (s)": statistics.median(times["whole"]),
+        "curves cost more (%)": extra("curves"),
+        "curves and activations cost more (%)": extra("whole"),
+        "layers": ", ".join(layers),
+    }
+
+
+def against_quantus(name: str, repeats: int) -> list[Row]:
+    """The same deletion curve of one picture by both, in turn; no row where Quantus is not installed."""
+    try:
+        import quantus
+    except ImportError:
+        print("Quantus is not installed: no comparison.")
+        return []
+    classifier = load_classifier(f"torchvision:{name}", pretrained=False)
+    pictures, maps = pictures_and_maps(1)
+    step = step_pixels((SIZE, SIZE))
+    inputs = classifier.preprocessing.normalise(pictures)
+    batches = batches_of(classifier)
+    # Its features are values: a pixel of the map stands for its three channels.
+    theirs = quantus.PixelFlipping(
+        features_in_step=3 * step, normalise=False, perturb_baseline=0.0, disable_warnings=True
+    )
+    found: dict[str, np.ndarray] = {}
+
+    def their_curve() -> None:
+        with quiet(classifier.module):
+            found["theirs"] = np.array(
+                theirs(
+                    model=classifier.module,
+                    x_batch=inputs.numpy(),
+                    y_batch=[0],
+                    a_batch=maps[:, None].numpy(),
+                    device="cpu",
+                    softmax=True,
+                )[0]
+            )
+
+    def our_curve() -> None:
+        curve = [Curve("deletion", "zero")]
+        done = score_maps(classifier, pictures[0], maps, 0, curves=curve, step=step, batches=batches)
+        found["ours"] = np.array(next(iter(done[0].curves.values())))[1:]
+
+    seconds = interleaved({"ours": our_curve, "theirs": their_curve}, repeats)
+    return [
+        {
+            "network": name,
+            "points": len(found["ours"]),
+            "ours (s)": seconds["ours"],
+            "Quantus (s)": seconds["theirs"],
+            "times faster": seconds["theirs"] / seconds["ours"],
+            "largest difference": float(abs(found["ours"] - found["theirs"]).max()),
+        }
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--networks", nargs="+", default=["resnet50", "squeezenet1_1"])
+    parser.add_argument("--skip-quantus", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    sections = {
+        f"FEI's {len(FEI_CURVES)} curves with all activation measures against the bare passes (random weights)": [
+            whole_evaluation(name, options.pictures, options.repeats, options.steps) for name in options.networks
+        ]
+    }
+    if not options.skip_quantus and (rows := against_quantus(options.networks[-1], options.repeats)):
+        sections["One deletion curve against Quantus' PixelFlipping"] = rows
+    write_results("map_metrics", sections, options.out)
+    for title, rows in sections.items():
+        print(title)
+        for row in rows:
+            print("  ", row)
+
+
+if __name__ == "__main__":
+    main()
