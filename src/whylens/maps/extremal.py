@@ -12,7 +12,7 @@ from torch.nn import functional
 from whylens.errors import InputError
 from whylens.maps.base import MapMethod
 from whylens.maps.references import blur
-from whylens.maps.settings import check_choice, check_number, check_whole
+from whylens.maps.settings import check_choice, check_flag, check_number, check_whole
 from whylens.maps.view import View
 from whylens.registry import register
 
@@ -42,6 +42,7 @@ class ExtremalPerturbation(MapMethod):
         levels: levels of blur.
         rate: learning rate; momentum and dampening are 0.9.
         area_weight: weight of the area term at the start.
+        mirror: whether every other iteration shows the mirrored pictures.
 
     Cost: ``iterations`` passes for each area (4,800 by default), twice that for ``"dual"``.
     """
@@ -59,6 +60,7 @@ class ExtremalPerturbation(MapMethod):
         levels: int = 8,
         rate: float = 0.01,
         area_weight: float = 300.0,
+        mirror: bool = True,
     ) -> None:
         self.areas = areas
         self.iterations = iterations
@@ -67,6 +69,7 @@ class ExtremalPerturbation(MapMethod):
         self.levels = levels
         self.rate = rate
         self.area_weight = area_weight
+        self.mirror = mirror
 
     @property
     def rows_per_picture(self) -> int:
@@ -87,6 +90,7 @@ class ExtremalPerturbation(MapMethod):
         check_whole(self.name, "levels", self.levels, 2)
         check_number(self.name, "rate", self.rate, above=True)
         check_number(self.name, "area_weight", self.area_weight)
+        check_flag(self.name, "mirror", self.mirror)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""
@@ -100,7 +104,7 @@ class ExtremalPerturbation(MapMethod):
         for iteration in range(self.iterations):
             values.requires_grad_(True)
             shown = masks(values)
-            reward = self._reward(view, pyramid, shown, rows, mirrored=iteration % 2 == 1)
+            reward = self._reward(view, pyramid, shown, rows, mirrored=self.mirror and iteration % 2 == 1)
             gap = (shown.flatten(1).sort(1).values.unflatten(0, (count, areas)) - templates).square().mean(2)
             loss = self.area_weight * _GROWTH**iteration * gap.sum() - reward.sum()
             slope = view.gradient(loss, values, what="the mask")
@@ -108,7 +112,7 @@ class ExtremalPerturbation(MapMethod):
                 momentum = slope if iteration == 0 else 0.9 * momentum + 0.1 * slope
                 values = (values - self.rate * momentum).clamp(0, 1)
         with torch.no_grad():
-            return masks(values).unflatten(0, (count, areas)).mean(1)
+            return masks(values).clamp(max=1).unflatten(0, (count, areas)).mean(1)
 
     def _reward(self, view: View, pyramid: Tensor, shown: Tensor, rows: Tensor, *, mirrored: bool) -> Tensor:
         signed = [(1.0, shown)] if self.game != "delete" else []
@@ -121,7 +125,7 @@ class ExtremalPerturbation(MapMethod):
 
 
 class SmoothMasks:
-    """Masks (n, H, W) in [0, 1] from grids of values (n, rows, columns): their soft maximum over a smooth kernel.
+    """Masks (n, H, W), about in [0, 1], from grids of values (n, rows, columns): their soft maximum over a smooth kernel.
 
     Args:
         size: H and W.
@@ -141,13 +145,15 @@ class SmoothMasks:
         distance = (offsets[:, None].square() + offsets[None].square()).sqrt()
         # One up to half a reach, then falling like a Gaussian: 0.01 at two reaches, where the kernel ends.
         self._kernel = torch.exp(-2 * (distance - 0.5).clamp(min=0).square()).reshape(1, -1, 1)
+        # A soft maximum stays below the maximum; this makes a mask of ones exactly that.
+        self._of_ones = float((self._kernel * (_COLDNESS * self._kernel).softmax(1)).sum())
 
     def __call__(self, values: Tensor) -> Tensor:
-        """The masks; a value of 1 gives its own position at most 1."""
+        """The masks; ones give ones, and a single one among zeros a little more than 1 at its position."""
         radius, (rows, columns) = self._radius, self.grid
         padded = functional.pad(values[:, None], (radius,) * 4, mode="replicate")
         around = functional.unfold(padded, 2 * radius + 1) * self._kernel
-        smooth = (around * (_COLDNESS * around).softmax(1)).sum(1).reshape(-1, 1, rows, columns)
+        smooth = (around * (_COLDNESS * around).softmax(1)).sum(1).reshape(-1, 1, rows, columns) / self._of_ones
         full = [(side - 1) * self.step + 1 for side in self.grid]
         large = functional.interpolate(smooth, size=full, mode="bilinear", align_corners=True)
         return large[:, 0, : self.size[0], : self.size[1]]
@@ -162,7 +168,7 @@ def _pyramid(x: Tensor, levels: int) -> Tensor:
 def _blurred(pyramid: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
     """Pictures (n, 3, H, W) that are sharp where the mask is 1 and blurred by level where it is less."""
     levels = pyramid.shape[1]
-    place = masks * (levels - 1)
+    place = masks.clamp(max=1) * (levels - 1)
     total = torch.zeros((len(masks), *pyramid.shape[2:]), device=pyramid.device)
     for level in range(levels):
         share = (1 - (place - level).abs()).clamp(min=0)

@@ -14,6 +14,7 @@ from whylens.maps.view import View
 from whylens.registry import register
 
 _BLUR_SHARE = 50 / 224
+_PUBLISHED_CELLS = 28 * 28
 _EDGE = 0.01
 """Squared colour difference between cells at which the smoothness term lets the mask change."""
 
@@ -27,8 +28,9 @@ class IgosPlusPlus(MapMethod):
     wants what stays to have a low output, insertion wants what was taken away to have a high one. Their gradients are
     averaged over the masks scaled from 0 to themselves, each with its own noise on the picture: on the way from the
     blurred picture for deletion, from the whole picture for insertion. Masks should take little away (mean absolute
-    value) and be smooth except where the picture has edges. Nesterov's momentum stands in for the line search. The map
-    is what the product takes away.
+    value) and be smooth except where the picture has edges. Nesterov's momentum stands in for the line search, and the
+    smoothness is stepped implicitly: explicit steps of the published length make flat regions oscillate. The map is what
+    the product takes away.
 
     Args:
         iterations: steps of descent.
@@ -37,7 +39,7 @@ class IgosPlusPlus(MapMethod):
         noise: standard deviation of the noise on the picture, in the units of the normalised picture.
         size_weight: weight of the mean absolute value.
         smooth_weight: weight of the smoothness.
-        rate: step length.
+        rate: step length for masks of 28 x 28 values, in proportion for others.
         output: ``"probability"`` or ``"logit"``.
 
     Cost: ``4 * points * iterations`` passes a picture (1,200 by default). Noise is drawn from the seed and the picture.
@@ -91,9 +93,13 @@ class IgosPlusPlus(MapMethod):
         likeness = _likeness(functional.interpolate(view.images, size=grid, mode="area"))
         masks = torch.ones((2, count, *grid), device=view.device)
         ahead = masks
+        # The gradient by one value falls with their number.
+        rate = self.rate * grid[0] * grid[1] / _PUBLISHED_CELLS
+        strength = 2 * rate * self.smooth_weight / (grid[0] * grid[1])
+        size_slope = -self.size_weight / (grid[0] * grid[1])
         for iteration in range(self.iterations):
-            slope = self._output_slope(view, reference, ahead, generators) + self._own_slope(view, ahead, likeness)
-            following = (ahead - self.rate * slope).clamp(0, 1)
+            slope = self._output_slope(view, reference, ahead, generators) + size_slope
+            following = smoothed(ahead - rate * slope, likeness, strength).clamp(0, 1)
             ahead = (following + iteration / (iteration + 3) * (following - masks)).clamp(0, 1)
             masks = following
         return enlarged(1 - masks[0] * masks[1], view.size)
@@ -119,13 +125,41 @@ class IgosPlusPlus(MapMethod):
             total += view.gradient(scores if deletion else -scores, leaves, what="the masks")
         return total
 
-    def _own_slope(self, view: View, masks: Tensor, likeness: tuple[Tensor, Tensor]) -> Tensor:
-        """The gradient of the masks' size and roughness."""
-        leaves = masks.detach().clone().requires_grad_(True)
-        rough = leaves.diff(dim=2).square() * likeness[0], leaves.diff(dim=3).square() * likeness[1]
-        cells = masks.shape[-2] * masks.shape[-1]
-        loss = self.size_weight * (1 - leaves).abs().sum() + self.smooth_weight * (rough[0].sum() + rough[1].sum())
-        return view.gradient(loss / cells, leaves, what="the masks")
+
+def smoothed(values: Tensor, likeness: tuple[Tensor, Tensor], strength: float, steps: int = 60) -> Tensor:
+    """The grids y that are near the values and smooth: y + strength * (Laplacian of y) = values.
+
+    Args:
+        values: (n, B, rows, columns).
+        likeness: of neighbours, (B, rows - 1, columns) and (B, rows, columns - 1).
+        strength: weight of the squared differences between neighbours, halved.
+        steps: of conjugate gradients; every grid is solved by itself.
+    """
+
+    def system(y: Tensor) -> Tensor:
+        down, across = likeness[0] * y.diff(dim=2), likeness[1] * y.diff(dim=3)
+        total = y.clone()
+        total[:, :, :-1] -= strength * down
+        total[:, :, 1:] += strength * down
+        total[:, :, :, :-1] -= strength * across
+        total[:, :, :, 1:] += strength * across
+        return total
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum((2, 3), keepdim=True)
+
+    found = values.clone()
+    rest = values - system(found)
+    direction, size = rest, dot(rest, rest)
+    for _ in range(steps):
+        image = system(direction)
+        # Where a grid is solved already, 0 / 0 becomes 0.
+        length = size / dot(direction, image).clamp(min=1e-30)
+        found = found + length * direction
+        rest = rest - length * image
+        following = dot(rest, rest)
+        direction, size = rest + following / size.clamp(min=1e-30) * direction, following
+    return found
 
 
 def _likeness(small: Tensor) -> tuple[Tensor, Tensor]:
