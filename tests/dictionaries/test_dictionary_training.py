@@ -73,7 +73,7 @@ def test_training_goes_on_to_the_same_result(kind: str, tmp_path: Path) -> None:
     again = train_dictionary(
         features, settings, checkpoint=folder, save_every=4, progress=lambda done, total: seen.append(done)
     )
-    assert seen[0] == 9
+    assert seen[0] == 10
     assert not folder.exists()
     for (name, a), (_, b) in zip(whole.named_buffers(), again.named_buffers(), strict=True):
         assert torch.equal(a, b), name

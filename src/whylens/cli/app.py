@@ -11,7 +11,22 @@ from typing import Annotated
 import typer
 
 from whylens import __version__
-from whylens.cli import banks, bench, bundle, demo, doctor, evaluate, explain, fit, key, merge, methods, models, verify
+from whylens.cli import (
+    banks,
+    bench,
+    bundle,
+    demo,
+    dictionary,
+    doctor,
+    evaluate,
+    explain,
+    fit,
+    key,
+    merge,
+    methods,
+    models,
+    verify,
+)
 from whylens.cli.console import errors
 from whylens.errors import FitError, WhylensError
 
@@ -33,6 +48,7 @@ for verb in (demo, explain, fit, evaluate, methods, models, doctor, verify, bund
 app.add_typer(banks.app, name="banks")
 app.add_typer(key.app, name="key")
 app.add_typer(bench.app, name="bench")
+app.add_typer(dictionary.app, name="dictionary")
 
 
 @app.callback()

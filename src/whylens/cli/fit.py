@@ -27,6 +27,9 @@ def run(
         list[str] | None, typer.Option(help="Prompt template with {}, may be repeated; the bare phrase by default.")
     ] = None,
     features: Annotated[str | None, typer.Option(help="Layer whose output is explained; found by default.")] = None,
+    dictionary: Annotated[
+        str | None, typer.Option(help="Also train a dictionary over the features: default, paper or fact.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most so many pictures.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in one pass.")] = 32,
     minimum_r2: Annotated[
@@ -60,6 +63,7 @@ def run(
             seed=seed,
             name=out.name,
             checkpoint=out.with_name(f"{out.name}.unfinished"),
+            dictionary=dictionary or False,
             progress=progress,
         )
     lens.save(out, overwrite=overwrite)
@@ -76,6 +80,12 @@ def run(
         f"Aligner on held-out pictures: R2 {aligner.r2:.3f}, mean cosine {aligner.cosine:.3f}; "
         f"reverse R2 {aligner.reverse_r2:.3f}."
     )
+    if lens.dictionary is not None:
+        figures = lens.dictionary.report
+        say(
+            f"Dictionary of {lens.dictionary.latents} latents: R2 {figures['r2']:.3f}, {figures['l0']:.1f} active, "
+            f"{figures['fidelity']['agreement']:.1%} of held-out pictures keep their class."
+        )
     dropped = ", ".join(f"{n} {why}" for why, n in report["phrases_dropped"].items() if n)
     say(f"{len(lens.bank)} phrases" + (f" (dropped: {dropped})." if dropped else "."))
     say(f"Next: whylens explain PICTURE --lens {out}", markup=False)

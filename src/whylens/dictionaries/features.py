@@ -27,7 +27,7 @@ from whylens.store import atomic_file
 SCHEMA = "1.0"
 META = "features.json"
 SAMPLINGS = ("uniform", "importance")
-SHARD_BYTES = 2**26
+SHARD_BYTES, SHARD_PICTURES = 2**26, 4096
 MINIMUM_HELD_OUT, MAXIMUM_HELD_OUT = 20, 5000
 # fp16 ends at 65,504; features are scaled so that the largest of the first batch leaves this factor of room.
 _ROOM = 64
@@ -239,7 +239,7 @@ def store_features(
         held_out: share of the pictures that measure the quality (at least 20, at most 5,000, at most half).
         batch_size: pictures in one pass.
         seed: of the order of pictures, the held-out ones and the sampled positions.
-        shard_bytes: about the size of a file.
+        shard_bytes: about the size of a file, which holds 4,096 pictures at most.
         progress: called with (pictures done, pictures in all).
 
     Raises:
@@ -291,7 +291,8 @@ def store_features(
         scale = job.scale_of_first(held)
         meta = {**config, "schema_version": SCHEMA, "key": key, "width": classifier.width, "scale": scale, "shards": []}
     known = {item["file"]: _shard(item) for item in meta["shards"]}
-    each = max(1, shard_bytes // (count * classifier.width * 2))
+    # Few enough pictures that an interruption costs minutes at most.
+    each = min(SHARD_PICTURES, max(1, shard_bytes // (count * classifier.width * 2)))
     ranges = [(a, b, True) for a, b in _ranges(0, held, each)] + [
         (a, b, False) for a, b in _ranges(held, len(order), each)
     ]

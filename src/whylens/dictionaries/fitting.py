@@ -40,6 +40,7 @@ def fit_dictionary(
     limit: int | None = None,
     stability: int = 0,
     minimum_agreement: float = 0.0,
+    half: bool = False,
     workspace: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -59,6 +60,7 @@ def fit_dictionary(
         limit: use at most so many pictures, evenly spread over the sorted list.
         stability: train so many more dictionaries from other seeds and report how far they agree.
         minimum_agreement: refuse a dictionary whose reconstructions keep the predicted class less often than this.
+        half: round the weights to fp16 before they are measured; files are then half as large.
         workspace: folder for features and checkpoints: an interrupted call goes on from there; the features stay. A
             temporary folder by default.
         batch_size: pictures in one pass.
@@ -107,7 +109,8 @@ def fit_dictionary(
         dictionary = train_dictionary(
             store, chosen, checkpoint=folder / "training", progress=stage("Training"), device=classifier.device
         )
-        _, dictionary = measure_quality(dictionary, store)
+        _, dictionary = measure_quality(dictionary.half_precision() if half else dictionary, store)
+        dictionary = dictionary.half_precision() if half else dictionary
         report: dict[str, Any] = dict(dictionary.report)
         dictionary = dictionary.to(classifier.device)
         held = held_out_pictures(store, pictures, FIDELITY_PICTURES)

@@ -50,7 +50,7 @@ def train_dictionary(
         settings: the preset ``default`` by default.
         checkpoint: folder for resuming; the same call goes on from it and ends with the same weights as without an
             interruption; removed at the end.
-        save_every: steps between checkpoints.
+        save_every: steps between checkpoints; one is also written when the training is interrupted.
         progress: called with (steps done, steps in all).
         device: where the training runs.
 
@@ -79,20 +79,33 @@ def train_dictionary(
     state.to(torch.device(device))
     order = _batches(features.rows, batch, chosen.seed, state.step)
     centre = mean.to(device)
-    while state.step < total:
-        x = (features.read(next(order)).to(device) - centre) / scale
-        if state.step == 0 and chosen.kind == "jumprelu":
-            start_thresholds(state.weights, x, chosen.k or 1)
-        dead = state.ages >= max(1.0, chosen.dead_after * features.rows)
-        outcome = objective(state.weights, x, dead, chosen)
-        if not math.isfinite(outcome.error):
-            raise _diverged(state.step, chosen)
-        state.update(outcome.loss, chosen, chosen.rate * rate_factor(state.step, total, per_epoch, chosen))
-        state.record(outcome.error, outcome.fired, outcome.lowest, len(x), per_epoch)
-        if checkpoint is not None and state.step % save_every == 0 and state.step < total:
+    saved = state.step
+    whole = True
+    try:
+        while state.step < total:
+            x = (features.read(next(order)).to(device) - centre) / scale
+            if state.step == 0 and chosen.kind == "jumprelu":
+                start_thresholds(state.weights, x, chosen.k or 1)
+            dead = state.ages >= max(1.0, chosen.dead_after * features.rows)
+            outcome = objective(state.weights, x, dead, chosen)
+            if not math.isfinite(outcome.error):
+                raise _diverged(state.step, chosen)
+            whole = False
+            state.update(outcome.loss, chosen, chosen.rate * rate_factor(state.step, total, per_epoch, chosen))
+            state.record(outcome.error, outcome.fired, outcome.lowest, len(x), per_epoch)
+            whole = True
+            if checkpoint is not None and state.step - saved >= save_every and state.step < total:
+                state.save(checkpoint, key)
+                saved = state.step
+            if progress is not None:
+                progress(state.step, total)
+    except FitError:
+        raise
+    except BaseException:
+        # Ctrl-C included: what was learnt is kept, unless the interruption fell into the middle of an update.
+        if checkpoint is not None and whole and state.step > saved:
             state.save(checkpoint, key)
-        if progress is not None:
-            progress(state.step, total)
+        raise
     if not bool(((state.weights.decoder.norm(dim=1) - 1).abs() < 1e-3).all()):
         raise _diverged(state.step, chosen)
     dictionary = _finished(state, chosen, features, mean, scale)

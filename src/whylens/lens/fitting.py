@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from whylens.alignment import Statistics, fit_aligner
+from whylens.alignment.statistics import EXEMPLAR_PICTURES
 from whylens.banks import ConceptBank, load_bank
 from whylens.classifiers import Classifier, load_classifier
+from whylens.dictionaries import Dictionary, DictionarySettings, dictionary_preset, fit_dictionary
 from whylens.encoders import EmbeddingCache, Encoder, load_encoder
 from whylens.errors import FitError, InputError
 from whylens.images import find_pictures
@@ -35,6 +38,7 @@ def fit(
     hide_class_names: bool = True,
     name: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    dictionary: bool | str | DictionarySettings | Dictionary = False,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Lens:
@@ -54,7 +58,9 @@ def fit(
         hide_class_names: remove phrases that contain a class name as whole words.
         name: of the lens; the classifier's by default.
         checkpoint: folder for resuming an interrupted fit; removed when the fit succeeds.
-        progress: called with (pictures done, pictures in all).
+        dictionary: also train a sparse autoencoder over the pooled features of the same pictures: True for the preset
+            ``default``, the name of a preset, or settings; or one of this classifier that is trained already.
+        progress: called with (pictures done, pictures in all); for a dictionary again with (steps done, in all).
         seed: chooses the held-out pictures.
 
     Raises:
@@ -62,7 +68,8 @@ def fit(
         FitError: too few pictures, or an aligner too poor to be believed; the message says what to try.
 
     Cost: one forward pass of classifier and encoder for each picture, memory independent of their number beyond 5,000
-    held-out feature vectors.
+    held-out feature vectors. A dictionary costs one more pass of the classifier, its training, and 2 bytes of disk for
+    each feature value while it lasts.
     """
     started = time.perf_counter()
     if isinstance(classifier, str):
@@ -75,6 +82,7 @@ def fit(
         raise InputError(f"batch_size must be at least 1; it is {batch_size}.")
     if not 0 < held_out <= 0.5:
         raise InputError(f"held_out must be over 0 and at most 0.5; it is {held_out}.")
+    _check_dictionary(dictionary, classifier)
     phrases, dropped = _usable_bank(bank, encoder, classifier, hide_class_names)
 
     pictures = find_pictures([images] if isinstance(images, (str, os.PathLike)) else images)
@@ -99,6 +107,8 @@ def fit(
     aligner = fit_aligner(paired.moments, paired.features, paired.embeddings, minimum_r2=minimum_r2)
     embeddings = EmbeddingCache().phrases(encoder, phrases.phrases, templates)
     statistics = Statistics.compute(aligner, paired.features, paired.embeddings, embeddings)
+    trained = _dictionary(dictionary, classifier, pictures, folder, held_out, batch_size, seed, progress)
+    exemplars = None if trained is None else _latent_exemplars(trained, classifier, paired.features, paired.embeddings)
     report: dict[str, Any] = {
         "pictures_found": found,
         "pictures_used": paired.used,
@@ -111,6 +121,8 @@ def fit(
     }
     if folder is not None and folder.exists():
         shutil.rmtree(folder)
+    if folder is not None:
+        shutil.rmtree(_workspace(folder), ignore_errors=True)
     return Lens(
         classifier=classifier,
         aligner=aligner,
@@ -120,7 +132,75 @@ def fit(
         encoder=EncoderReference(encoder.name, encoder.fingerprint, encoder.width, tuple(templates)),
         name=name or classifier.name,
         report=report,
+        dictionary=trained,
+        latent_exemplars=exemplars,
     )
+
+
+def _check_dictionary(dictionary: bool | str | DictionarySettings | Dictionary, classifier: Classifier) -> None:
+    """Refuse now what would be refused after an hour of reading pictures."""
+    if isinstance(dictionary, str):
+        dictionary_preset(dictionary)
+    elif isinstance(dictionary, DictionarySettings):
+        dictionary.resolved(classifier.width)
+    elif isinstance(dictionary, Dictionary):
+        dictionary.check(classifier, layer=False)
+
+
+def _workspace(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}-dictionary")
+
+
+def _dictionary(
+    dictionary: bool | str | DictionarySettings | Dictionary,
+    classifier: Classifier,
+    pictures: Sequence[Path],
+    checkpoint: Path | None,
+    held_out: float,
+    batch_size: int,
+    seed: int,
+    progress: Progress | None,
+) -> Dictionary | None:
+    if isinstance(dictionary, Dictionary):
+        return dictionary
+    if dictionary is False:
+        return None
+    if isinstance(dictionary, (bool, str)):
+        dictionary = dictionary_preset("default" if dictionary is True else dictionary)
+    return fit_dictionary(
+        classifier,
+        pictures,
+        dictionary,
+        pooled=True,
+        held_out=held_out,
+        half=True,
+        workspace=None if checkpoint is None else _workspace(checkpoint),
+        batch_size=batch_size,
+        seed=seed,
+        progress=None if progress is None else lambda what, done, total: progress(done, total),
+    )
+
+
+def _latent_exemplars(
+    dictionary: Dictionary, classifier: Classifier, features: Tensor, embeddings: Tensor
+) -> Tensor | None:
+    """Mean embedding (K, m) of the held-out pictures that activate each latent most; None for another layer.
+
+    Features (N, d) are pooled, embeddings (N, m) of the same pictures. A latent that none activates gets the mean of
+    all.
+    """
+    if dictionary.origin.features != classifier.features_name:
+        return None
+    if classifier.spatial and not dictionary.origin.pooled:
+        return None
+    codes = dictionary.sparse(features.to(classifier.device)).dense().cpu()
+    values, pictures = codes.topk(min(EXEMPLAR_PICTURES, len(codes)), dim=0)
+    weights = (values > 0).float()
+    count = weights.sum(0)
+    sums = torch.nn.functional.embedding_bag(
+        pictures.T, embeddings, per_sample_weights=weights.T.contiguous(), mode="sum"
+    )
+    return torch.where(count[:, None] > 0, sums / count.clamp(min=1)[:, None], embeddings.mean(0))
 
 
 def _usable_bank(

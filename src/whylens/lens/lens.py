@@ -21,10 +21,12 @@ from whylens.alignment import Aligner, Statistics
 from whylens.banks import ConceptBank
 from whylens.canonical import content_hash
 from whylens.classifiers import Classifier
+from whylens.dictionaries import Dictionary
 from whylens.encoders import Encoder, load_encoder
 from whylens.errors import InputError, PictureError, WhylensError, unknown_name
 from whylens.images import Picture, read_picture
 from whylens.lens.faithfulness import measure_words
+from whylens.lens.maps import make_maps, map_phrases, measure_maps
 from whylens.randomness import picture_hash
 from whylens.registry import get_method
 from whylens.types import ClassScore, Explanation, HeatMap, Prediction, Provenance, Trace, Words
@@ -57,6 +59,9 @@ class Lens:
         statistics: reference statistics of features and phrases.
         encoder: which encoder the embeddings are from.
         name: of the lens; ``report``: how it was fitted.
+        dictionary: a sparse autoencoder over features of the classifier, where one was fitted.
+        latent_exemplars: (K, m) mean image embedding of the reference pictures that activate each of its latents most
+            (20 at most; the mean of all where none does), where it was fitted with the lens.
     """
 
     classifier: Classifier
@@ -67,6 +72,8 @@ class Lens:
     encoder: EncoderReference
     name: str = "lens"
     report: Mapping[str, Any] = field(default_factory=dict)
+    dictionary: Dictionary | None = None
+    latent_exemplars: Tensor | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -76,7 +83,12 @@ class Lens:
             arrays = [
                 t.numpy() for _, t in sorted({**self.aligner.to_tensors(), **self.statistics.to_tensors()}.items())
             ]
-            cached = content_hash(self.classifier.fingerprint, self.bank.fingerprint, self.embeddings.numpy(), *arrays)
+            if self.latent_exemplars is not None:
+                arrays.append(self.latent_exemplars.numpy())
+            extra = [] if self.dictionary is None else [self.dictionary.fingerprint]
+            cached = content_hash(
+                self.classifier.fingerprint, self.bank.fingerprint, self.embeddings.numpy(), *arrays, *extra
+            )
             object.__setattr__(self, "_fingerprint", cached)
         return str(cached)
 
@@ -120,6 +132,7 @@ class Lens:
         contrast: int | str | None = None,
         seed: int = 0,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        measure: bool = True,
     ) -> Explanation:
         """Explain one picture.
 
@@ -131,15 +144,25 @@ class Lens:
                 target's own logit is explained, and the first words method is asked about the runner-up as well.
             seed: of every random draw.
             settings: keyword settings for each method by name.
+            measure: whether faithfulness is measured, beside random phrases and random orders of pixels.
 
         Raises:
             PictureError: for a picture that cannot be read.
             InputError: for an unknown class or method.
+            ModelError: for a method that this network does not allow, such as attention maps of a CNN.
 
-        Cost: one forward pass for all words methods together; maps state their own.
+        Cost: one forward pass for all words methods together; maps state their own. Measuring words takes evaluations
+        of the head; measuring M maps 54 (M + 3) + 3 forwards of the picture, counted as half a pass each in
+        ``provenance.passes``.
         """
         (result,) = self.explain_batch(
-            [picture], methods=methods, target=target, contrast=contrast, seed=seed, settings=settings
+            [picture],
+            methods=methods,
+            target=target,
+            contrast=contrast,
+            seed=seed,
+            settings=settings,
+            measure=measure,
         )
         if isinstance(result, PictureError):
             raise result
@@ -154,10 +177,12 @@ class Lens:
         contrast: int | str | None = None,
         seed: int = 0,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
+        measure: bool = True,
     ) -> list[Explanation | PictureError]:
         """Explain several pictures in one batch; a picture that cannot be read gives its error in its place.
 
-        Arguments and costs as in :meth:`explain`.
+        Arguments and costs as in :meth:`explain`. Maps that are optimised are made picture by picture, so that each is
+        what its picture gives alone.
         """
         names = [methods] if isinstance(methods, str) else list(methods)
         if not names:
@@ -195,6 +220,7 @@ class Lens:
                 contrast_index,
                 seed,
                 started,
+                measure,
             )
             if good
             else []
@@ -211,6 +237,7 @@ class Lens:
         contrast_index: int | None,
         seed: int,
         started: float,
+        measure: bool,
     ) -> Iterator[Explanation]:
         classifier = self.classifier
         x = torch.stack([classifier.preprocess(p) for p in pictures]).to(classifier.device)
@@ -253,7 +280,7 @@ class Lens:
                     asked_runner_up = True
                     words[f"{name}:{RUNNER_UP}"] = ask(runner_up)
             elif kinds[name] == "map":
-                maps[name] = method(classifier, x, targets, contrasts=contrasts, seed=seed)
+                maps[name] = make_maps(method, classifier, x, targets, contrasts, seed)
             else:
                 traces[name] = method(self, x, targets, seed=seed)
 
@@ -261,11 +288,27 @@ class Lens:
         logits = logits.cpu()
         shares = (time.perf_counter() - started) / len(x)
         for i, picture in enumerate(pictures):
+            began = time.perf_counter()
             faithfulness: dict[str, float] = {}
+            phrase_maps: dict[str, dict[str, np.ndarray]] = {}
+            notes, phrase_passes = [*self._notes()], 0.0
             for name, results in words.items():
-                if ":" not in name:
+                if ":" in name:
+                    continue
+                if measure:
                     measured = measure_words(self, features[i], results[i], seed=seed, image_hash=hashes[i])
                     faithfulness.update({f"{name}: {key}": value for key, value in measured.items()})
+                try:
+                    found, spent = map_phrases(self, methods[name], results[i], x[i], features[i])
+                except InputError as error:
+                    notes.append(f"No maps of phrases: {error}")
+                else:
+                    phrase_passes += spent
+                    phrase_maps.update({name: found} if found else {})
+            before = time.perf_counter()
+            asked = {name: results[i] for name, results in maps.items()} if measure else {}
+            scored = measure_maps(classifier, x[i], asked, seed=seed, image_hash=hashes[i])
+            finished = time.perf_counter()
             yield Explanation(
                 prediction=self._prediction(logits[i], probabilities[i]),
                 target=self._score(int(targets[i]), logits[i], probabilities[i]),
@@ -273,7 +316,9 @@ class Lens:
                 results={name: results[i] for name, results in words.items()},
                 maps={name: results[i] for name, results in maps.items()},
                 traces={name: results[i] for name, results in traces.items()},
-                faithfulness=faithfulness,
+                faithfulness={**faithfulness, **scored.faithfulness},
+                curves=scored.curves,
+                phrase_maps=phrase_maps,
                 provenance=Provenance(
                     classifier=classifier.name,
                     classifier_fingerprint=classifier.fingerprint,
@@ -286,14 +331,18 @@ class Lens:
                     device=str(classifier.device),
                     precision="float32",
                     versions=library_versions(),
-                    seconds=shares,
+                    seconds=shares + finished - began,
                     passes=1.0
-                    + sum(found[i].passes for found in maps.values())
-                    + sum(found[i].passes for found in traces.values()),
+                    + phrase_passes
+                    + scored.passes
+                    + sum(results[i].passes for results in maps.values())
+                    + sum(results[i].passes for results in traces.values()),
                     peak_memory_mb=peak_memory_mb(),
+                    measuring_passes=scored.passes,
+                    measuring_seconds=finished - before if asked else 0.0,
                 ),
                 picture=(x[i].permute(1, 2, 0).cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy(),
-                notes=self._notes(),
+                notes=tuple(notes),
             )
 
     def class_index(self, name: int | str) -> int:
@@ -343,6 +392,24 @@ class Lens:
         embeddings = encoder.encode_phrases(bank.phrases, self.encoder.templates)
         statistics = self.statistics.with_phrases(self.aligner, embeddings)
         return replace(self, bank=bank, embeddings=embeddings, statistics=statistics)
+
+    def with_dictionary(self, dictionary: Dictionary, latent_exemplars: Tensor | None = None) -> Lens:
+        """The same lens with another dictionary of its classifier.
+
+        Args:
+            dictionary: of any of the classifier's layers.
+            latent_exemplars: (K, m), see :class:`Lens`.
+
+        Raises:
+            InputError: a dictionary of another classifier, or exemplars of another shape.
+        """
+        dictionary.check(self.classifier, layer=False)
+        expected = (dictionary.latents, self.aligner.embedding_width)
+        if latent_exemplars is not None and tuple(latent_exemplars.shape) != expected:
+            raise InputError(
+                f"The latents' exemplars must have the shape {expected}; they have {tuple(latent_exemplars.shape)}."
+            )
+        return replace(self, dictionary=dictionary, latent_exemplars=latent_exemplars)
 
     def _score(self, index: int, logits: Tensor, probabilities: Tensor) -> ClassScore:
         return ClassScore(index, self.classifier.class_names[index], float(logits[index]), float(probabilities[index]))

@@ -1,4 +1,4 @@
-"""A lens as a folder: `lens.json` and `lens.safetensors`; built-in lenses lie in the package beside their classifier."""
+"""A lens as a folder: `lens.json`, `lens.safetensors` and perhaps `dictionary/`; built-in lenses lie in the package beside their classifier."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from whylens.alignment import Aligner, Statistics
 from whylens.banks import ConceptBank
 from whylens.classifiers import Classifier, load_classifier
+from whylens.dictionaries import Dictionary
+from whylens.dictionaries.storage import load_dictionary, write_files
 from whylens.errors import InputError, unknown_name
 from whylens.lens.lens import EncoderReference, Lens, library_versions
 from whylens.store import atomic_folder
 
 LENS_SCHEMA = "1.0"
+DICTIONARY = "dictionary"
 BUILT_IN = Path(__file__).parent / "data"
 
 
@@ -43,6 +46,7 @@ def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
             "fingerprint": lens.classifier.fingerprint,
             "class_names": list(lens.classifier.class_names),
             "features": lens.classifier.features_name,
+            "layer": lens.classifier.layer,
             "size": list(lens.classifier.size),
         },
         "encoder": dataclasses.asdict(lens.encoder),
@@ -56,10 +60,17 @@ def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
         "report": dict(lens.report),
         "versions": library_versions(),
     }
+    if lens.latent_exemplars is not None:
+        tensors["latent_exemplars"] = lens.latent_exemplars.half()
+    if lens.dictionary is not None:
+        meta["dictionary"] = lens.dictionary.fingerprint
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / "lens.safetensors")
         text = json.dumps(meta, indent=1, ensure_ascii=False)
         (temporary / "lens.json").write_text(text, encoding="utf-8")
+        if lens.dictionary is not None:
+            (temporary / DICTIONARY).mkdir()
+            write_files(lens.dictionary, temporary / DICTIONARY)
     return folder
 
 
@@ -92,6 +103,7 @@ def load_lens(
     if len(embeddings) != len(bank["phrases"]):
         raise InputError(f"{folder} is damaged: {len(bank['phrases'])} phrases but {len(embeddings)} embeddings.")
     encoder = meta["encoder"]
+    exemplars = tensors.get("latent_exemplars")
     return Lens(
         classifier=classifier,
         aligner=Aligner.from_tensors(part("aligner."), meta["aligner_report"]),
@@ -108,7 +120,23 @@ def load_lens(
         ),
         name=meta["name"],
         report=meta["report"],
+        dictionary=_load_dictionary(meta, folder, classifier),
+        latent_exemplars=None if exemplars is None else exemplars.float(),
     )
+
+
+def _load_dictionary(meta: dict[str, Any], folder: Path, classifier: Classifier) -> Dictionary | None:
+    expected = meta.get("dictionary")
+    if expected is None:
+        return None
+    dictionary = load_dictionary(folder / DICTIONARY)
+    if dictionary.fingerprint != expected:
+        raise InputError(
+            f"The lens in {folder} was saved with the dictionary {str(expected)[:12]}, but another one "
+            f"({dictionary.fingerprint[:12]}) lies in it."
+        )
+    dictionary.check(classifier, layer=False)
+    return dictionary.to(classifier.device)
 
 
 def _find(source: str | os.PathLike[str]) -> Path:
@@ -147,4 +175,4 @@ def _load_classifier(meta: dict[str, Any], folder: Path, device: str | torch.dev
             f"The lens in {folder} was fitted for a module of your own ({meta['name']!r}); pass it as classifier=... "
             "(on the command line, fit with file:CHECKPOINT@ARCHITECTURE instead)."
         )
-    return load_classifier(source, class_names=meta["class_names"], device=device)
+    return load_classifier(source, class_names=meta["class_names"], features=meta.get("layer"), device=device)
