@@ -179,6 +179,54 @@ class HeatMap(Plain):
 
 
 @dataclass(frozen=True)
+class MapCurve(Plain):
+    """An insertion or deletion curve of a heat map, and the same curve for random orders of the picture's pixels.
+
+    ``insertion`` starts at the substrate and shows the most important pixels first; ``deletion`` starts at the picture
+    and hides the most important pixels first.
+
+    Attributes:
+        method: name of the map in ``Explanation.maps``.
+        protocol: id of the exact procedure; the areas stand under it in ``Explanation.faithfulness``.
+        game: ``"insertion"`` (higher is better) or ``"deletion"`` (lower is better).
+        substrate: what stands in place of pixels that are not shown.
+        quantity: ``"probability"`` of the target in [0, 1], or ``"logit difference"`` to the contrast.
+        pixels: of the picture; step: pixels between two points.
+        values: n + 1 points, after 0, step, 2 step... pixels; the last one after all of them.
+        random: likewise, mean over ``orders`` random orders.
+        area: under ``values`` by trapezoids of equal width 1/n, in units of the quantity; random_area: under ``random``.
+        orders: how many random orders were averaged.
+    """
+
+    method: str
+    protocol: str
+    game: str
+    substrate: str
+    quantity: str
+    pixels: int
+    step: int
+    values: tuple[float, ...]
+    random: tuple[float, ...]
+    area: float
+    random_area: float
+    orders: int
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the pixels inserted or deleted at each point, from 0 to 1."""
+        return tuple(min(k * self.step, self.pixels) / self.pixels for k in range(len(self.values)))
+
+    @property
+    def better_than_random(self) -> bool:
+        """Whether the area is on the better side of the random one."""
+        return self.area > self.random_area if self.game == "insertion" else self.area < self.random_area
+
+    def at(self, share: float, *, random: bool = False) -> float:
+        """The curve, or the random one, at a share of the pixels in [0, 1], straight between the points."""
+        return float(np.interp(share, self.shares, self.random if random else self.values))
+
+
+@dataclass(frozen=True)
 class Contribution(Plain):
     """One latent's part of a logit: its index, value in logit units, name, and share of the sum of absolute parts."""
 
@@ -207,7 +255,11 @@ class Trace(Plain):
 
 @dataclass(frozen=True)
 class Provenance(Plain):
-    """What determines an explanation: fingerprints, hashes, versions, seed and cost."""
+    """What determines an explanation: fingerprints, hashes, versions, seed and cost.
+
+    ``passes`` counts one for a forward and backward of one picture, and half for each forward of a curve;
+    ``measuring_passes`` and ``measuring_seconds`` are the parts of ``passes`` and ``seconds`` that measuring the maps took.
+    """
 
     classifier: str
     classifier_fingerprint: str
@@ -223,6 +275,8 @@ class Provenance(Plain):
     seconds: float
     passes: float
     peak_memory_mb: float
+    measuring_passes: float = 0.0
+    measuring_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +289,11 @@ class Explanation(Plain):
         results: explanations in words by method name, in the order asked for; ``words`` is the first of them.
         maps: heat maps by method name; ``map`` is the first.
         traces: concept traces by method name; ``trace`` is the first.
-        faithfulness: measurement by protocol id.
+        faithfulness: measurement by method and protocol id, ``"fei: insertion-blur/fei-147-softmax/v1"``; that of the
+            random control under the same id with ``/random`` appended.
+        curves: insertion and deletion curves of the maps, under the same ids.
+        phrase_maps: by words method and phrase, (h, w) float32 at the resolution of the layer: where in the picture the
+            phrase's influence comes from. Their sum is the influence, so parts may be negative.
         picture: uint8 (H, W, 3), what the classifier saw; it stays out of ``to_dict``.
     """
 
@@ -250,6 +308,8 @@ class Explanation(Plain):
     picture: np.ndarray = field(repr=False)
     notes: tuple[str, ...] = ()
     schema_version: str = SCHEMA_VERSION
+    curves: Mapping[str, MapCurve] = field(default_factory=dict)
+    phrase_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def words(self) -> Words:

@@ -143,6 +143,7 @@ def bundle_explanation(explanation: Explanation, *, picture: bytes | None = None
     """
     plain = {**explanation.to_dict(), "picture": to_plain(explanation.picture)}
     arrays = [explanation.picture, *(heat.array for heat in explanation.maps.values())]
+    arrays += [array for maps in explanation.phrase_maps.values() for array in maps.values()]
     bundle = bundle_plain(plain, [array_bytes(a) for a in arrays])
     return bundle if picture is None else with_picture(bundle, picture)
 

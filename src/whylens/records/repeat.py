@@ -127,7 +127,7 @@ def repeat(
             f"{source.name} is another picture than the one explained: its hash is {source.sha256[:16]}…, "
             f"the record's {record.content['image']['sha256'][:16]}…."
         )
-    explanation = _explain_again(record, lens, source)
+    explanation = _explain_again(record, lens, source, measure=bool(recorded.get("faithfulness")))
     again = Record.from_explanation(explanation)
     plain = {**explanation.to_dict(), "picture": to_plain(explanation.picture)}
     allowed = tolerance or Tolerance()
@@ -184,7 +184,7 @@ def compare(recorded: Any, repeated: Any, tolerance: Tolerance, place: str = "")
         yield Difference(place, _shown(recorded), _shown(repeated))
 
 
-def _explain_again(record: Record, lens: Lens, picture: Picture) -> Explanation:
+def _explain_again(record: Record, lens: Lens, picture: Picture, *, measure: bool) -> Explanation:
     from whylens.lens import RUNNER_UP
 
     content = record.content
@@ -203,15 +203,20 @@ def _explain_again(record: Record, lens: Lens, picture: Picture) -> Explanation:
         contrast=None if content["contrast"] is None else content["contrast"]["index"],
         seed=content["seed"],
         settings={name: methods[name]["settings"] for name in names},
+        measure=measure,
     )
 
 
 def _compare_arrays(
     record: Record, again: Record, bundle: Bundle, explanation: Explanation, tolerance: Tolerance
 ) -> Iterator[Difference]:
-    made = {f"maps/{name}/array": heat.array for name, heat in explanation.maps.items()} | {
-        "picture": explanation.picture
+    made = {f"maps/{name}/array": heat.array for name, heat in explanation.maps.items()}
+    made |= {
+        f"phrase_maps/{method}/{phrase}": array
+        for method, maps in explanation.phrase_maps.items()
+        for phrase, array in maps.items()
     }
+    made["picture"] = explanation.picture
     recorded, repeated = record.content["arrays"], again.content["arrays"]
     for place in sorted({*recorded, *repeated}):
         first, second = recorded.get(place), repeated.get(place)

@@ -18,6 +18,9 @@ ROUNDING = f"{SIGNIFICANT_DIGITS} significant digits, none finer than 1e{FINEST_
 METHOD_KINDS = ("results", "maps", "traces")
 # Costs differ from run to run and are shared out over a batch; the record has the settings exactly.
 _NOT_OF_METHOD = frozenset({"seconds", "passes", "settings"})
+# Parts that came later: without content they are left out, so that results recorded before them stay equal.
+_LATER = frozenset({"curves", "phrase_maps"})
+ARRAY_PARTS = (*METHOD_KINDS, "phrase_maps", "picture")
 # Costs and names (provenance), what the record keeps elsewhere, and what is made from the rest of the file.
 _NOT_RESULT = frozenset({"provenance", "picture", "schema_version", "record", "record_id", "hashes"})
 
@@ -47,7 +50,7 @@ def result_document(plain: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in plain.items():
         if key in METHOD_KINDS and isinstance(value, Mapping):
             document[key] = {name: _without_costs(item) for name, item in value.items()}
-        elif key not in _NOT_RESULT:
+        elif key not in _NOT_RESULT and not (key in _LATER and not value):
             document[key] = _rounded_tree(value)
     return document
 
@@ -78,7 +81,7 @@ def array_hashes(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             for index, item in enumerate(value):
                 visit(item, f"{place}/{index}")
 
-    for key in (*METHOD_KINDS, "picture"):
+    for key in ARRAY_PARTS:
         visit(plain.get(key), key)
     return found
 

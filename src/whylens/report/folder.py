@@ -29,8 +29,8 @@ PAGE_NAME, ARRAYS_NAME, PICTURE_NAME, SUMS_NAME = (
 def write_folder(explanation: Explanation, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a folder, atomically: explanation.html, explanation.json, arrays.safetensors and picture.png.
 
-    The arrays are ``picture`` (H, W, 3) uint8 and ``map/NAME`` (H, W) for each heat map; the record has their sha256,
-    and ``SHA256SUMS`` that of every file (``sha256sum -c`` reads it, too).
+    The arrays are ``picture`` (H, W, 3) uint8, ``map/NAME`` (H, W) for each heat map and ``phrase_map/METHOD/PHRASE``
+    (h, w) for each map of a phrase; the record has their sha256, and ``SHA256SUMS`` that of every file (``sha256sum -c`` reads it, too).
 
     Raises:
         StoreError: when ``path`` exists and ``overwrite`` is false, or cannot be written;
@@ -40,6 +40,11 @@ def write_folder(explanation: Explanation, path: str | os.PathLike[str], *, over
     _keep_strangers(target)
     arrays = {"picture": np.ascontiguousarray(explanation.picture)}
     arrays |= {f"map/{name}": np.ascontiguousarray(heat.array) for name, heat in explanation.maps.items()}
+    arrays |= {
+        f"phrase_map/{method}/{phrase}": np.ascontiguousarray(array)
+        for method, maps in explanation.phrase_maps.items()
+        for phrase, array in maps.items()
+    }
     files = {
         PAGE_NAME: encode(render_html(explanation)),
         RECORD_NAME: encode(record_json(explanation)),
