@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--architectures", nargs="+", default=["cnn", "vit"], choices=list(ARGUMENTS))
     parser.add_argument("--scenes", type=int, default=12000)
-    parser.add_argument("--sides", default="32x6,64x2", help="progressive resizing: SIDExEPOCHS, in order")
+    parser.add_argument("--sides", default="32x6,64x5", help="progressive resizing: SIDExEPOCHS, in order")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--decay", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
