@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from whylens.classifiers import load_classifier
+from whylens.encoders import list_encoders, load_encoder
 from whylens.errors import InputError, StoreError
 from whylens.planted import (
     ATTRIBUTES,
@@ -341,3 +342,12 @@ def test_the_transformer_takes_another_size_and_sees_places():
         again = SmallViT(3, stem=(4, 8, 16, 16), depth=1, heads=2).eval()
         again.initialise(0)
         assert torch.equal(again(x), network(x))
+
+
+def test_the_encoder_is_found_again_by_the_name_it_gives():
+    encoder = load_scene_encoder()
+    again = load_encoder(encoder.name)
+    assert (again.name, again.fingerprint) == (encoder.name, encoder.fingerprint)
+    assert encoder.name in list_encoders()
+    with pytest.raises(InputError, match="scenes"):
+        load_encoder("planted:scene")

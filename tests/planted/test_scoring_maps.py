@@ -23,7 +23,7 @@ def setting():
 
 
 def test_every_score_against_a_loop(setting):
-    scenes, truth, maps, masks = setting
+    scenes, truth, _, masks = setting
     found = score_maps(maps, truth, masks)
     assert set(found) == set(MAP_SCORES)
     for n in range(len(scenes)):
@@ -54,7 +54,7 @@ def test_every_score_against_a_loop(setting):
 
 
 def test_a_map_of_the_region_is_perfect_and_its_opposite_is_not(setting):
-    scenes, truth, maps, masks = setting
+    scenes, truth, _, masks = setting
     regions = np.zeros((len(scenes), SIZE, SIZE))
     for n, (j, (attribute, _)) in itertools.product(range(len(scenes)), enumerate(COLUMNS)):
         if truth.supporting()[n, j]:

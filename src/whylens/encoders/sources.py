@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -12,8 +13,12 @@ from whylens.encoders.hugging_face import load_hugging_face
 from whylens.encoders.open_clip import list_open_clip, load_open_clip
 from whylens.errors import InputError, unknown_name
 
+# The scenes' encoder is a file of the package like the built-in ones; its room lies above this one and is not imported.
+PLANTED = Path(__file__).resolve().parents[1] / "planted" / "data" / "encoders"
+
 SOURCES = {
     "builtin": "builtin:NAME, inside the package, needs no network",
+    "planted": "planted:scenes, the encoder of planted scenes, inside the package",
     "open_clip": "open_clip:MODEL/TAG or open_clip:MODEL/path/to/checkpoint",
     "hf": "hf:ORG/REPO or hf:FOLDER, CLIP and SigLIP families of transformers",
 }
@@ -25,6 +30,7 @@ def list_encoders() -> list[str]:
     Repositories of the Hugging Face hub are not listed.
     """
     names = [f"builtin:{name}" for name in builtin_encoder_names()]
+    names += [f"planted:{name}" for name in builtin_encoder_names(PLANTED)]
     return names + [f"open_clip:{model}/{tag}" for model, tag in list_open_clip()]
 
 
@@ -38,7 +44,7 @@ def load_encoder(
     """Load an image-text encoder.
 
     Args:
-        spec: ``builtin:NAME``, ``open_clip:MODEL/TAG`` (or ``MODEL/PATH`` of a checkpoint) or ``hf:REPO_OR_FOLDER``.
+        spec: ``builtin:NAME``, ``planted:scenes``, ``open_clip:MODEL/TAG`` (or ``MODEL/PATH`` of a checkpoint) or ``hf:REPO_OR_FOLDER``.
         pretrained: False gives weights drawn from a fixed seed, for tests.
         device: where it runs; None takes CUDA where there is one, else the CPU.
         root: folder of built-in encoders; None means those inside the package.
@@ -55,6 +61,10 @@ def load_encoder(
         raise InputError(f"{spec!r} does not name an encoder. Accepted: {'; '.join(SOURCES.values())}.")
     if source == "builtin":
         return load_builtin_encoder(identifier, pretrained=pretrained, device=device, root=root)
+    if source == "planted":
+        scenes = load_builtin_encoder(identifier, pretrained=pretrained, device=device, root=PLANTED)
+        scenes.name = f"planted:{identifier}"
+        return scenes
     if source == "open_clip":
         return load_open_clip(identifier, pretrained=pretrained, device=device)
     if source == "hf":
