@@ -18,7 +18,7 @@ from torch import Tensor
 from whylens import Classifier, load_classifier
 from whylens.classifiers.quiet import quiet
 from whylens.maps.batching import in_batches
-from whylens.metrics import FEI_CURVES, Curve, score_maps, stage_layers
+from whylens.metrics import FEI_CURVES, Curve, score_maps, stage_layers, sweep
 from whylens.metrics.curves import step_pixels
 
 SIZE = 224
@@ -89,6 +89,17 @@ def whole_evaluation(name: str, count: int, repeats: int, steps: int) -> Row:
     }
 
 
+class Grey(torch.nn.Module):
+    """A network of colour pictures as one of grey ones: Quantus counts values, and wants whole steps of them."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.expand(-1, 3, -1, -1))
+
+
 def against_quantus(name: str, repeats: int) -> list[Row]:
     """The same deletion curve of one picture by both, in turn; no row where Quantus is not installed."""
     try:
@@ -97,33 +108,30 @@ def against_quantus(name: str, repeats: int) -> list[Row]:
         print("Quantus is not installed: no comparison.")
         return []
     classifier = load_classifier(f"torchvision:{name}", pretrained=False)
-    pictures, maps = pictures_and_maps(1)
+    network = Grey(classifier.module).eval()
+    picture = torch.randn(1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    maps = torch.rand(1, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     step = step_pixels((SIZE, SIZE))
-    inputs = classifier.preprocessing.normalise(pictures)
-    batches = batches_of(classifier)
-    # Its features are values: a pixel of the map stands for its three channels.
-    theirs = quantus.PixelFlipping(
-        features_in_step=3 * step, normalise=False, perturb_baseline=0.0, disable_warnings=True
-    )
+    curves = [Curve("deletion", "zero")]
+    theirs = quantus.PixelFlipping(features_in_step=step, normalise=False, perturb_baseline=0.0, disable_warnings=True)
     found: dict[str, np.ndarray] = {}
 
     def their_curve() -> None:
-        with quiet(classifier.module):
-            found["theirs"] = np.array(
-                theirs(
-                    model=classifier.module,
-                    x_batch=inputs.numpy(),
-                    y_batch=[0],
-                    a_batch=maps[:, None].numpy(),
-                    device="cpu",
-                    softmax=True,
-                )[0]
-            )
+        found["theirs"] = np.array(
+            theirs(
+                model=network,
+                x_batch=picture[None].numpy(),
+                y_batch=[0],
+                a_batch=maps[:, None].numpy(),
+                device="cpu",
+                softmax=True,
+            )[0]
+        )
 
     def our_curve() -> None:
-        curve = [Curve("deletion", "zero")]
-        done = score_maps(classifier, pictures[0], maps, 0, curves=curve, step=step, batches=batches)
-        found["ours"] = np.array(next(iter(done[0].curves.values())))[1:]
+        hidden = {"zero": torch.zeros_like(picture)}
+        done = sweep(network, picture, maps, 0, hidden, curves=curves, step=step, batches=batches_of(classifier))
+        found["ours"] = done.probabilities[0, 0, 1:].numpy()
 
     seconds = interleaved({"ours": our_curve, "theirs": their_curve}, repeats)
     return [
@@ -147,18 +155,15 @@ def main() -> None:
     parser.add_argument("--skip-quantus", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    sections = {
-        f"FEI's {len(FEI_CURVES)} curves with all activation measures against the bare passes (random weights)": [
-            whole_evaluation(name, options.pictures, options.repeats, options.steps) for name in options.networks
-        ]
-    }
+    title = f"FEI's {len(FEI_CURVES)} curves with all activation measures against the bare passes (random weights)"
+    rows: list[Row] = []
+    for name in options.networks:
+        rows.append(whole_evaluation(name, options.pictures, options.repeats, options.steps))
+        write_results("map_metrics", {title: rows}, options.out)
+        print(rows[-1], flush=True)
     if not options.skip_quantus and (rows := against_quantus(options.networks[-1], options.repeats)):
-        sections["One deletion curve against Quantus' PixelFlipping"] = rows
-    write_results("map_metrics", sections, options.out)
-    for title, rows in sections.items():
-        print(title)
-        for row in rows:
-            print("  ", row)
+        write_results("map_metrics", {"One deletion curve against Quantus' PixelFlipping": rows}, options.out)
+        print(rows[-1])
 
 
 if __name__ == "__main__":

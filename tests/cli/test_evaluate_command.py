@@ -92,7 +92,7 @@ def test_a_folder_gives_a_table_json_and_curves(run, folder: Path, tmp_path: Pat
 
 
 def test_an_interrupted_run_goes_on(run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whylens.evaluation.maps.CHUNK", 1)
+    monkeypatch.setattr("whylens.evaluation.maps.CHUNK_CPU", 1)
     EvaluatedNoise.interrupt_at = 3
     code, _, err = run(*usual(folder, tmp_path / "out"))
     assert code == 130

@@ -75,6 +75,7 @@ def test_results_are_written_for_people_and_programs(classifier: Classifier, few
         assert text in page
     assert "relative-deviation-insertion-blur@mean" in page
     layers = results["configuration"]["layers"]
+    assert "3 pictures are few" in page
     assert f"@{layers[0]}/" not in page, "single layers stay in results.json"
     assert any(f"@{layers[0]}/" in p for p in results["summary"]["scores"])
     pytest.importorskip("matplotlib")
@@ -85,7 +86,7 @@ def test_an_interrupted_run_goes_on(
     classifier: Classifier, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, chosen = tmp_path / "out", pictures[:7]
-    monkeypatch.setattr("whylens.evaluation.maps.CHUNK", 2)
+    monkeypatch.setattr("whylens.evaluation.maps.CHUNK_CPU", 2)
 
     class Cut(Noise):
         calls = 0

@@ -83,20 +83,17 @@ def slow_measures(clean: np.ndarray, levels: list[np.ndarray], chances: list[flo
     area = lambda v: float(np.trapezoid(v, dx=1 / (len(v) - 1)))  # noqa: E731
     on, off = clean > 0, clean <= 0
     squares = np.array([((a - clean) ** 2).sum() for a in levels])
-    kept = np.array(chances) >= chances_clean(chances) / 2
+    kept = np.array(chances) >= chances[0] / 2
+    kept[0] = False
     return {
         "deviation": float(squares.mean() / clean.size),
         "relative-deviation": float((squares / (clean**2).sum()).mean()),
-        "equal-output-deviation": float((squares / (clean**2).sum())[kept].mean()),
+        "equal-output-deviation": float((squares / (clean**2).sum())[kept].mean()) if kept.any() else float("nan"),
         "overlap-active": area([(a > 0)[on].mean() if on.any() else 1.0 for a in levels]),
         "overlap-inactive": area([(a <= 0)[off].mean() if off.any() else 1.0 for a in levels]),
         "correlation": area([np.corrcoef(a, clean)[0, 1] for a in levels]),
         "cosine": float(np.mean([a @ clean / np.sqrt((a @ a) * (clean @ clean)) for a in levels])),
     }
-
-
-def chances_clean(chances: list[float]) -> float:
-    return chances[0]
 
 
 def test_every_measure_equals_a_slow_reference(net: nn.Module) -> None:
@@ -119,7 +116,7 @@ def test_every_measure_equals_a_slow_reference(net: nn.Module) -> None:
             expected = slow_measures(clean[layer], [level[layer] for level in levels], chances)
             found = activation_scores(done, sums[layer])
             assert {name: float(value[m, 0]) for name, value in found.items()} == pytest.approx(
-                expected, rel=2e-4, abs=1e-5
+                expected, rel=2e-4, abs=1e-5, nan_ok=True
             )
 
 
@@ -205,7 +202,9 @@ def test_scores_of_a_classifier_have_a_protocol_each(classifier: Classifier) -> 
     first, second = score_maps(classifier, picture, maps, 1, layers=layers)
     assert first.passes == 2 * 6 * (len(first.curves["insertion-blur/fei-10-softmax/v1"]) - 2) + 4
     assert len([p for p in first.values if p.startswith("aopc-")]) == 3
-    assert len(first.values) == 6 + 3 + 6 * 7 * (len(layers) + 1)
+    undefined = [p for p in first.values if p.startswith("equal-output-deviation")]
+    assert len(first.values) == 6 + 3 + 6 * 6 * (len(layers) + 1) + len(undefined)
+    assert len(undefined) % (len(layers) + 1) == 0, "a curve on which the output falls at once has none at any layer"
     curve = Curve("insertion", "noise")
     each = [first.values[activation_protocol("cosine", curve, layer, 10)] for layer in layers]
     assert first.values[activation_protocol("cosine", curve, "mean", 10)] == pytest.approx(sum(each) / len(each))
@@ -240,3 +239,25 @@ def test_layers_are_found_for_stages_and_for_tokens() -> None:
     names = stage_layers(Classifier(tokens, size=32))
     assert len(names) == 4
     assert "encoder_layer_7" in names[-1] or "encoder" in names[-1]
+
+
+def test_a_picture_that_breaks_at_once_has_no_deviation_at_equal_output() -> None:
+    class Any(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = nn.Identity()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = 50 * (self.kept(x).mean((1, 2, 3)) - 0.99)
+            return torch.stack([torch.zeros_like(score), score], 1)
+
+    picture = torch.ones(1, 8, 8)
+    done, sums = measured(
+        Any(), picture, torch.rand(1, 8, 8), {"zero": 0 * picture}, curves=[Curve("deletion", "zero")], layers=["kept"]
+    )
+    found = activation_scores(done, sums["kept"])
+    assert done.probabilities[0, 0, 1] < done.probabilities[0, 0, 0] / 2
+    assert found["equal-output-deviation"].isnan().all()
+    # The share of hidden pixels is the relative deviation of a picture of ones.
+    hidden = (torch.arange(len(done.rows[0, 0])) * done.step).clamp(max=64) / 64
+    assert float(found["relative-deviation"]) == pytest.approx(float(hidden.mean()), rel=1e-5)

@@ -136,27 +136,19 @@ def _classifier(source: str | None, lens: str | None, device: str | None) -> Any
 
 
 def _table(summary: Any) -> Any:
-    """Scores without activations, whose many rows are in the file."""
-    from rich.table import Table
+    """Mean scores without activations; their many rows, and all intervals, are in the file."""
+    from rich.table import Column, Table
 
     from whylens.evaluation.summary import lower_is_better
 
-    table = Table("protocol", *summary.methods, box=None, header_style="bold")
+    table = Table(Column("mean over pictures", no_wrap=True), *summary.methods, box=None, header_style="bold")
     for protocol, found in summary.scores.items():
         if "@" in protocol:
             continue
         arrow = {None: "", True: " ↓", False: " ↑"}[lower_is_better(protocol)]
-        cells = [found.get(m) for m in summary.methods]
-        table.add_row(protocol + arrow, *[_cell(c) for c in cells])
+        means = [found[m].mean if m in found else None for m in summary.methods]
+        table.add_row(protocol + arrow, *["–" if mean is None else f"{mean:.3f}" for mean in means])
     return table
-
-
-def _cell(interval: Any) -> str:
-    if interval is None or interval.mean is None:
-        return "–"
-    if interval.low is None:
-        return f"{interval.mean:.4g}"
-    return f"{interval.mean:.4g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def _split(text: str) -> list[str]:

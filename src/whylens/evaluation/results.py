@@ -17,6 +17,7 @@ from whylens.types import to_plain
 
 SCHEMA_VERSION = "1.0"
 _MEAN_LAYER = "@mean/"
+_ENOUGH_PICTURES = 30
 
 
 def write_results(
@@ -86,6 +87,11 @@ def _page(
         f"class; seed {configuration['seed']}. Means over pictures with bootstrap 95 % intervals; the best mean of a "
         "row is bold. Arrows: ↑ higher is better, ↓ lower is better.",
     ]
+    if summary.pictures < _ENOUGH_PICTURES:
+        parts.append(
+            f"**{summary.pictures} pictures are few:** bootstrap intervals of fewer than {_ENOUGH_PICTURES} are too "
+            "narrow, so that differences look surer than they are."
+        )
     curves = [p for p in summary.scores if not _is_activation(p)]
     if curves:
         parts += ["## Scores", _score_table(summary, curves)]

@@ -233,8 +233,9 @@ def activation_scores(sweep: Sweep, sums: LayerSums) -> dict[str, Tensor]:
 
     - ``deviation``: mean over k = 0..n of ||a_k - a||^2 / U;
     - ``relative-deviation``: mean of ||a_k - a||^2 / ||a||^2, comparable between layers and networks (ours);
-    - ``equal-output-deviation``: the relative deviation averaged over levels with at least half of the clean
-      probability, which tells a rerouted network from a broken picture (ours);
+    - ``equal-output-deviation``: the relative deviation averaged over perturbed levels with at least half of the clean
+      probability, which tells a rerouted network from a broken picture (ours); NaN where no level has so much. Only
+      the clean level is left out, where it is zero for every map;
     - ``overlap-active``: area of the share of the clean picture's active units (> 0) that are still active;
     - ``overlap-inactive``: area of the share of its inactive units that are still inactive;
     - ``correlation``: area of Pearson's r between a_k and a (0 where a_k is constant);
@@ -245,7 +246,7 @@ def activation_scores(sweep: Sweep, sums: LayerSums) -> dict[str, Tensor]:
     """
     levels = sums.at(sweep.rows)
     clean = sweep.probabilities[sweep.rows == 0].flatten()[0]
-    kept = (sweep.probabilities >= clean / 2).double()
+    kept = ((sweep.probabilities >= clean / 2) & (sweep.rows != 0)).double()
     relative = levels["relative-deviation"]
     return {
         "deviation": levels["deviation"].mean(-1),
