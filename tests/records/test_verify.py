@@ -8,7 +8,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from record_zoo import PICTURE_FILE, make_explanation
 from safetensors.numpy import save as safetensors_bytes
@@ -129,6 +129,17 @@ def test_no_byte_of_a_zip_can_be_changed_unseen(tmp_path, signed, position, chan
     outcome, places = verdict(path)
     assert outcome != "verified"
     assert places
+
+
+def test_every_byte_of_the_manifest_counts_and_the_manifest_is_named(tmp_path, signed):
+    write_bundle(signed, tmp_path / "b")
+    manifest = tmp_path / "b" / "bundle.json"
+    whole = manifest.read_bytes()
+    for position in range(len(whole)):
+        manifest.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        outcome, places = verdict(tmp_path / "b")
+        assert outcome != "verified"
+        assert any("bundle.json" in place for place in places), position
 
 
 @FAST

@@ -179,7 +179,7 @@ def _bundle(files: Mapping[str, bytes], what: str) -> Bundle:
     version = expect(manifest, "schema_version", str, MANIFEST_NAME)
     if version.split(".")[0] != BUNDLE_SCHEMA.split(".")[0]:
         raise RecordError(
-            f"{what} has the bundle format {shortened(version)}; this version reads {BUNDLE_SCHEMA.split('.')[0]}.x."
+            f"{what}: {MANIFEST_NAME} says format {shortened(version)}; this version reads {BUNDLE_SCHEMA.split('.')[0]}.x."
         )
     if files[MANIFEST_NAME] != MANIFEST:
         raise RecordError(f"{what}: {MANIFEST_NAME} was changed; it should read {MANIFEST.decode()}.")
