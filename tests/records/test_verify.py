@@ -8,7 +8,7 @@ import json
 import shutil
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from record_zoo import PICTURE_FILE, make_explanation
 from safetensors.numpy import save as safetensors_bytes
