@@ -247,7 +247,7 @@ def _check_images(images: Tensor) -> None:
         raise InputError(f"Pictures must be a float tensor (B, 3, H, W) with values in [0, 1]; these are {what}.")
     if not images.numel():
         return
-    low, high = float(images.min()), float(images.max())
+    low, high = float(images.detach().min()), float(images.detach().max())
     # Written so that NaN fails too; a little room for resampling that overshoots.
     if not (low >= -0.01 and high <= 1.01):
         raise InputError(

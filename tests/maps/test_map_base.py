@@ -1,0 +1,292 @@
+"""What every map method inherits: validation, restoring the network, batches, counting."""
+
+import numpy as np
+import pytest
+import torch
+from map_networks import SIZE, Cnn, Linear, classifier, pictures, seeded
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from whylens import Classifier
+from whylens.errors import InputError, ModelError
+from whylens.maps import MapMethod
+from whylens.maps.batching import in_batches, out_of_memory
+
+
+class Plain(MapMethod):
+    """The gradient, signed and summed over channels."""
+
+    name = "plain"
+
+    def __init__(self, *, factor=1.0):
+        self.factor = factor
+
+    def attribute(self, view):
+        x = view.images.clone().requires_grad_()
+        return self.factor * view.gradient(view.score(x), x).sum(1)
+
+
+class Made(Plain):
+    """Returns whatever it was given."""
+
+    def __init__(self, *, make):
+        self.make = make
+
+    def attribute(self, view):
+        return self.make(view)
+
+
+@pytest.fixture
+def model():
+    return classifier(seeded(Cnn))
+
+
+def arrays(maps):
+    return torch.stack([torch.from_numpy(m.array) for m in maps])
+
+
+def test_targets_contrasts_and_passes():
+    net = Linear()
+    model, x = classifier(net), pictures(3)
+    targets, contrasts = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    found = Plain()(model, x, targets)
+    assert torch.allclose(arrays(found), net.weight[targets].sum(1), atol=1e-6)
+    assert [(m.target, m.contrast, m.passes) for m in found] == [(0, None, 1.0), (1, None, 1.0), (2, None, 1.0)]
+    found = Plain()(model, x, targets, contrasts=contrasts)
+    assert torch.allclose(arrays(found), (net.weight[targets] - net.weight[contrasts]).sum(1), atol=1e-6)
+    assert [m.contrast for m in found] == [1, 2, 0]
+    found = Plain()(model, x)
+    assert [m.target for m in found] == model.logits(x).argmax(1).tolist()
+    assert found[0].passes == 1.5, "a forward alone, for the default target, is half a pass"
+    assert found[0].method == "plain"
+    assert found[0].protocol == "plain@1"
+    assert Plain()(model, x[:0]) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "contrasts", "message"),
+    [
+        (torch.zeros(3, *SIZE), None, None, r"\(B, 3, H, W\)"),
+        (torch.zeros(1, 4, *SIZE), None, None, r"\(1, 4, 12, 16\)"),
+        (torch.zeros(1, 3, *SIZE, dtype=torch.uint8), None, None, "uint8"),
+        ([1, 2], None, None, "list"),
+        (torch.full((1, 3, *SIZE), 3.0), None, None, "3 to 3"),
+        (torch.full((1, 3, *SIZE), torch.nan), None, None, "nan"),
+        (torch.zeros(1, 3, *SIZE), torch.tensor([3]), None, "no class 3 .* 0 to 2"),
+        (torch.zeros(1, 3, *SIZE), torch.tensor([-1]), None, "no class -1"),
+        (torch.zeros(1, 3, *SIZE), torch.tensor([0, 1]), None, "each of the 1 pictures"),
+        (torch.zeros(1, 3, *SIZE), torch.tensor([0.5]), None, "float32"),
+        (torch.zeros(1, 3, *SIZE), torch.tensor([1]), torch.tensor([1]), "same class, 1"),
+        (torch.zeros(1, 3, *SIZE), torch.tensor([1]), torch.tensor([9]), "to be the contrast"),
+    ],
+)
+def test_bad_input_is_refused(model, images, targets, contrasts, message):
+    with pytest.raises(InputError, match=message):
+        Plain()(model, images, targets, contrasts=contrasts)
+
+
+def test_pictures_of_another_size():
+    free = classifier(seeded(Cnn))
+    assert Plain()(free, pictures(2, (9, 25)))[1].array.shape == (9, 25)
+    with pytest.raises(InputError, match="9 x 25 pixels; it was wrapped for 12 x 16"):
+        Plain()(classifier(Linear()), pictures(2, (9, 25)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda view: torch.zeros(len(view), 3), r"shape \(2, 3\); they must be \(2, 12, 16\)"),
+        (lambda view: "map", "str"),
+        (lambda view: view.images[:, 0] / 0, "NaN or infinite"),
+        (lambda view: view.gradient(view.score(view.images), view.images), "does not depend on the picture"),
+        (
+            lambda view: view.gradient(
+                view.score(view.images.clone().requires_grad_()),
+                torch.zeros(2, 3).requires_grad_(),
+                what="the layer 'x'",
+            ),
+            "does not depend on the layer 'x'",
+        ),
+    ],
+)
+def test_bad_maps_are_refused(model, make, message):
+    with pytest.raises(ModelError, match=message):
+        Made(make=make)(model, pictures())
+
+
+class Steep(nn.Module):
+    """Its gradient is infinite where a picture is black."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(x.sqrt().mean((2, 3)))
+
+
+def test_infinite_gradients_are_refused():
+    x = pictures()
+    x[1, 0, 0, 0] = 0
+    with pytest.raises(ModelError, match="infinite for 1 of 2 pictures"):
+        Plain()(classifier(Steep()), x)
+
+
+def test_a_map_that_says_nothing_says_so(model):
+    found = Made(make=lambda view: torch.ones(len(view), *view.size))(model, pictures())
+    assert "same everywhere" in found[0].notes[0]
+    assert not Plain()(model, pictures())[0].notes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_network_is_left_as_it_was(fails):
+    net = seeded(lambda: nn.Sequential(Cnn(), nn.Dropout(0.9)))
+    model = classifier(net)
+    net.train()
+    net[0].conv2.eval()
+    net[0].fc.weight.requires_grad_(False)
+    net(pictures()).sum().backward()
+    gradient = net[0].conv1.weight.grad.clone()
+
+    def work(view):
+        assert not any(m.training for m in net.modules())
+        assert not any(p.requires_grad for p in net.parameters())
+        if fails:
+            raise KeyError("planned")
+        return Plain().attribute(view)
+
+    x = pictures().requires_grad_()
+    try:
+        first = Made(make=work)(model, x)
+    except KeyError:
+        assert fails
+    else:
+        assert np.array_equal(first[0].array, Made(make=work)(model, x)[0].array), "dropout must be off"
+    assert net.training
+    assert net[0].conv1.training
+    assert not net[0].conv2.training
+    assert [p.requires_grad for p in net[0].fc.parameters()] == [False, True]
+    assert net[0].conv1.weight.requires_grad
+    assert torch.equal(net[0].conv1.weight.grad, gradient)
+    assert x.grad is None
+
+
+def test_callers_may_have_gradients_off(model):
+    x = pictures()
+    expected = arrays(Plain()(model, x))
+    with torch.no_grad():
+        assert torch.equal(arrays(Plain()(model, x)), expected)
+    with torch.inference_mode():
+        assert torch.equal(arrays(Plain()(model, x * 1.0)), expected)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net, reentrant):
+        super().__init__()
+        self.net, self.reentrant = net, reentrant
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(nn.DataParallel, id="data-parallel"),
+        pytest.param(lambda net: torch.compile(net, backend="eager"), id="compiled", marks=pytest.mark.slow),
+        pytest.param(
+            lambda net: nn.Sequential(torch.compile(net, backend="eager")),
+            id="partly-compiled",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(lambda net: Checkpointed(net, False), id="checkpointed"),
+        pytest.param(lambda net: Checkpointed(net, True), id="reentrant"),
+        pytest.param(lambda net: net.double(), id="double"),
+    ],
+)
+@pytest.mark.parametrize("name", ["plain", "fei"])
+def test_wrapped_networks_give_the_same_maps(wrap, name):
+    from whylens.maps import FEI
+
+    method = Plain() if name == "plain" else FEI(iterations=3)
+    x, targets = pictures(), torch.tensor([0, 1])
+    expected = arrays(method(classifier(seeded(Cnn)), x, targets))
+    wrapped = Classifier(wrap(seeded(Cnn).eval()), size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    assert torch.allclose(arrays(method(wrapped, x, targets)), expected, atol=1e-4)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_is_remembered():
+    model = classifier(seeded(Cnn))
+    sizes = []
+
+    def work(view):
+        sizes.append(len(view))
+        if len(view) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return Plain().attribute(view)
+
+    method, x, targets = Made(make=work), pictures(5), torch.zeros(5, dtype=torch.long)
+    found = method(model, x, targets)
+    assert sizes == [5, 2, 2, 1]
+    sizes.clear()
+    again = method(model, x, targets)
+    assert sizes == [2, 2, 1]
+    assert torch.equal(arrays(found), arrays(again))
+    assert [m.passes for m in found] == [1.0] * 5, "a try that failed does not count"
+    assert torch.allclose(arrays(found), arrays(Plain()(model, x, targets)), atol=1e-6)
+    sizes.clear()
+    method(model, x, targets, batch_size=1)
+    assert sizes == [1] * 5
+    for wrong in (0, -1, True):
+        with pytest.raises(InputError, match="batch_size"):
+            method(model, x, targets, batch_size=wrong)
+
+    def never(view):
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Made(make=never)(model, x, targets)
+
+
+def test_what_counts_as_running_out_of_memory():
+    assert out_of_memory(torch.cuda.OutOfMemoryError("x"))
+    assert out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not out_of_memory(RuntimeError("shapes do not match"))
+    assert not out_of_memory(ValueError("out of memory"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(
+            in_batches(
+                lambda a, b: (_ for _ in ()).throw(RuntimeError("shapes")),
+                4,
+                module=nn.ReLU(),
+                key="k",
+                pixels=1,
+                device=torch.device("cpu"),
+            )
+        )
+
+
+def test_scores_know_their_pictures(model):
+    seen = {}
+
+    def work(view):
+        variants = view.images.repeat_interleave(3, 0)
+        seen["score"] = view.score(variants).detach()
+        rows = torch.tensor([1, 0])
+        with torch.no_grad():
+            seen["rows"] = view.score(view.images.flip(0), rows)
+        seen["draw"] = view.draw("rand", (4,), "test")
+        seen["passes"] = list(view.ledger.passes)
+        with pytest.raises(InputError, match="rows="):
+            view.score(view.images[:1])
+        return view.images[:, 0]
+
+    x, targets = pictures(), torch.tensor([2, 1])
+    Made(make=work)(model, x, targets)
+    expected = model.logits(x)[torch.arange(2), targets]
+    assert torch.allclose(seen["score"], expected.repeat_interleave(3), atol=1e-6)
+    assert torch.allclose(seen["rows"], expected.flip(0), atol=1e-6)
+    assert seen["passes"] == [3.5, 3.5]
+    together = seen["draw"]
+    Made(make=work)(model, x.flip(0), targets.flip(0))
+    assert torch.equal(seen["draw"], together.flip(0))
