@@ -293,7 +293,7 @@ class Explanation(Plain):
             random control under the same id with ``/random`` appended.
         curves: insertion and deletion curves of the maps, under the same ids.
         phrase_maps: by words method and phrase, (h, w) float32 at the resolution of the layer: where in the picture the
-            phrase's influence comes from. Their sum is the influence, so parts may be negative.
+            phrase's score comes from. The sum is the score before it is weighted by presence; parts may be negative.
         picture: uint8 (H, W, 3), what the classifier saw; it stays out of ``to_dict``.
     """
 

@@ -191,3 +191,41 @@ def test_doctor_reports_a_broken_classifier(run) -> None:
     assert code == 5
     assert "FAILED" in out
     assert "What to do" in out
+
+
+def test_maps_are_explained_measured_and_written(run, toy: Lens, pictures: list[Path], tmp_path: Path) -> None:
+    methods = "faithtrace,fei,grad_cam"
+    code, out, err = run("explain", pictures[0], "--method", methods, "--out", tmp_path / "why.html")
+    assert code == 0, err
+    lines = [line for line in out.splitlines() if line.startswith(("fei ", "grad_cam "))]
+    assert len(lines) == 2
+    assert all("insertion" in line and "deletion" in line and "random" in line for line in lines)
+    assert (tmp_path / "why.html").read_text(encoding="utf-8").count("<polyline") == 8
+    code, out, err = run("verify", tmp_path / "why.html", "--lens", "toy", "--picture", pictures[0], "--repeat")
+    assert code == 0, out + err
+    assert "same result" in out
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for path in pictures[:2]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    code, out, err = run("explain", folder, "--method", "fei,grad_cam", "--out", tmp_path / "report")
+    assert code == 0, err
+    assert len(list((tmp_path / "report" / "pages").glob("*.html"))) == 2
+
+
+def test_a_method_that_the_network_does_not_allow_writes_nothing(
+    run, toy: Lens, pictures: list[Path], tmp_path: Path
+) -> None:
+    code, _, err = run("explain", pictures[0], "--method", "attention_rollout", "--out", tmp_path / "why.html")
+    assert code == 2
+    assert "attention_rollout reads the attention" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "why.html").exists()
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(pictures[0].read_bytes())
+    code, _, _ = run("explain", folder, "--method", "attention_rollout", "--out", tmp_path / "report")
+    assert code == 2
+    # The folder is not taken by a run that never explained a picture.
+    code, _, err = run("explain", folder, "--method", "grad_cam", "--out", tmp_path / "report")
+    assert code == 0, err

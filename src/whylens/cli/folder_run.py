@@ -146,14 +146,18 @@ def _is_finished(file: Path, known: dict[str, str], out: Path) -> bool:
 
 
 def _open_run(out: Path, configuration: dict[str, Any], overwrite: bool) -> None:
-    """Create the folder, or find that it holds the same run; with ``overwrite`` remove another run's files first."""
+    """Create the folder, or find that it holds the same run; with ``overwrite`` remove another run's files first.
+
+    A run that failed before its first picture, such as for a method that the network does not allow, left nothing to
+    keep.
+    """
     if out.exists() and not out.is_dir():
         raise StoreError(f"{out} is a file; the report of many pictures needs a folder.")
     if out.is_dir() and any(out.iterdir()):
         strangers = sorted(p.name for p in out.iterdir() if p.name not in OWN)
         if strangers:
             raise StoreError(f"{out} holds other files, such as {strangers[0]!r}. Choose a new folder for the report.")
-        if not overwrite:
+        if not overwrite and (out / ENTRIES).exists():
             if _read_run(out) == configuration:
                 return
             raise StoreError(

@@ -181,8 +181,8 @@ class Lens:
     ) -> list[Explanation | PictureError]:
         """Explain several pictures in one batch; a picture that cannot be read gives its error in its place.
 
-        Arguments and costs as in :meth:`explain`. Maps that are optimised are made picture by picture, so that each is
-        what its picture gives alone.
+        Arguments and costs as in :meth:`explain`. Maps are made picture by picture, so that each is what its
+        picture gives alone; to make many maps of a batch fast, call the method itself.
         """
         names = [methods] if isinstance(methods, str) else list(methods)
         if not names:

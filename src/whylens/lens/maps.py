@@ -34,13 +34,13 @@ _CONTRAST_LINK = "logit-contrast"
 def make_maps(
     method: Any, classifier: Classifier, x: Tensor, targets: Tensor, contrasts: Tensor | None, seed: int
 ) -> list[HeatMap]:
-    """The maps of a batch; optimised ones picture by picture.
+    """The maps of a batch, made picture by picture.
 
-    Optimisation magnifies the rounding differences between batch sizes. An explanation is recorded and must come out
-    the same when it is repeated alone, so such methods do not see the batch here.
+    Batches of other sizes round otherwise: optimisation magnifies that, and pixels of all but equal importance change
+    places, which the curves show. An explanation is recorded and must come out the same when it is repeated alone;
+    measuring a map takes more passes than a batch would save. Other people's methods may not know ``batch_size``.
     """
-    alone = isinstance(method, MapMethod) and not method.deterministic
-    options = {"batch_size": 1} if alone else {}
+    options = {"batch_size": 1} if isinstance(method, MapMethod) else {}
     maps: list[HeatMap] = method(classifier, x, targets, contrasts=contrasts, seed=seed, **options)
     return maps
 

@@ -11,6 +11,8 @@ from PIL import Image
 # Luminance rises along the ramp, so that it can be read in grey print and by every kind of colour vision.
 _RAMP = np.array([[18, 22, 48], [84, 34, 98], [176, 54, 78], [236, 124, 44], [252, 222, 140]], dtype=np.float64)
 OVERLAY_SIDE = 448
+# Percent at either end beyond which a map's values share a colour: a few wild pixels would leave all others dark.
+CLIPPED = 0.5
 
 
 def png_bytes(array: np.ndarray) -> bytes:
@@ -38,12 +40,40 @@ def ramp_css() -> str:
     return ", ".join("#" + "".join(f"{int(c):02x}" for c in colour) for colour in _RAMP)
 
 
+def limits(heat: np.ndarray) -> tuple[float, float]:
+    """What the ends of the ramp stand for: the map's values without half a percent at either end.
+
+    Its minimum and maximum where those without would be equal; (0, 0) for a map without finite values.
+    """
+    finite = np.asarray(heat, dtype=np.float64)[np.isfinite(heat)]
+    if not finite.size:
+        return 0.0, 0.0
+    low, high = (float(v) for v in np.percentile(finite, (CLIPPED, 100 - CLIPPED)))
+    return (low, high) if high > low else (float(finite.min()), float(finite.max()))
+
+
+def _scaled(heat: np.ndarray) -> np.ndarray:
+    """The map between 0 and 1; NaN counts as the least."""
+    low, high = limits(heat)
+    values = np.nan_to_num(np.asarray(heat, dtype=np.float64), nan=low, posinf=high, neginf=low)
+    return np.clip((values - low) / ((high - low) or 1.0), 0.0, 1.0)
+
+
+def heat_png(heat: np.ndarray) -> bytes:
+    """The PNG file of a map (h, w) in the colours of the ramp, a pixel for each value; a palette keeps it small."""
+    image = Image.fromarray((_scaled(heat) * 255).round().astype(np.uint8), "L").convert("P")
+    image.putpalette(ramp(np.linspace(0, 1, 256)).round().astype(np.uint8).tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """A heat map over the picture in grey.
 
     Args:
         picture: uint8 (H, W, 3).
-        heat: (h, w), higher = more important; scaled to its own minimum and maximum. NaN counts as the minimum.
+        heat: (h, w), higher = more important; scaled to its own :func:`limits`. NaN counts as the minimum.
 
     Returns:
         uint8 (H', W', 3), the picture's shape, or enlarged to a short side of up to 448 pixels.
@@ -51,12 +81,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     factor = max(1, OVERLAY_SIDE // min(height, width))
     size = (width * factor, height * factor)
-    values = np.asarray(heat, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1.0)
     enlarged = np.asarray(
-        Image.fromarray(scaled.astype(np.float32)).resize(size, Image.Resampling.BILINEAR), dtype=np.float64
+        Image.fromarray(_scaled(heat).astype(np.float32)).resize(size, Image.Resampling.BILINEAR), dtype=np.float64
     )
     grey = np.asarray(Image.fromarray(picture).convert("L").resize(size, Image.Resampling.NEAREST), dtype=np.float64)[
         ..., None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
+from PIL import Image
+
 from whylens.canonical import canonical_json
 from whylens.registry import register_writer
-from whylens.report import figures, pages, view
+from whylens.report import figures, maps, pages, view
 from whylens.report import sentences as answers
 from whylens.report.record import encode, to_record
 from whylens.store import atomic_file
@@ -47,7 +49,11 @@ def render_html(explanation: Explanation) -> str:
             classes=view.prediction_rows(explanation),
             margin=view.margin(explanation),
             sections=view.sections(explanation),
-            maps=view.map_figures(explanation),
+            maps=maps.map_figures(explanation),
+            under_uri=_under(explanation) if explanation.maps or explanation.phrase_maps else "",
+            phrase_maps=maps.phrase_maps(explanation),
+            measuring=maps.measuring_cost(explanation),
+            chart=maps,
             ramp=figures.ramp_css(),
             traces=view.trace_tables(explanation),
             measured=view.measured(explanation),
@@ -57,6 +63,13 @@ def render_html(explanation: Explanation) -> str:
             identity=view.identity(content["record"], record_name),
         )
     )
+
+
+def _under(explanation: Explanation) -> str:
+    """The picture that lies under every map; it is repeated for each, so that large ones are compressed."""
+    if max(explanation.picture.shape[:2]) <= SMALL_PICTURE:
+        return figures.data_uri(figures.png_bytes(explanation.picture))
+    return figures.data_uri(figures.jpeg_bytes(Image.fromarray(explanation.picture), 85), "image/jpeg")
 
 
 @register_writer(".html")

@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from whylens.report import numbers, view
+from whylens.report import maps, numbers, view
 from whylens.report import sentences as answers
 from whylens.report.sentences import Sentence, Verdict
 from whylens.report.view import Bar, Section, TraceTable
@@ -72,11 +72,16 @@ class TerminalView:
                 yield _plain(Text(f"Note: {numbers.printable(note)}", style="dim"), ascii_only)
             if section.words.class_level:
                 yield Text("Note: class level, the same for every picture of the class.", style="dim")
+        if e.maps:
+            yield Text()
+            yield _plain(_maps(e), ascii_only)
         for trace in view.trace_tables(e):
             yield Text()
             yield _plain(_trace(trace), ascii_only)
         yield Text()
         for protocol, value, floor in view.faithfulness_rows(e):
+            if protocol in e.curves:
+                continue
             text = f"{protocol}: {value}" + ("" if floor == numbers.ABSENT else f" (random phrases {floor})")
             yield _plain(Text(numbers.printable(text), style="dim"), ascii_only)
         for note in e.notes:
@@ -133,7 +138,7 @@ def sentence_text(sentence: Sentence) -> Text:
 
 
 class TerminalLine:
-    """One line for runs over folders: file, class, probability and the first supported phrases, cut to the width.
+    """One line for runs over folders: file, class, probability and the first supported phrases or map, cut to the width.
 
     Args:
         explanation: what is shown.
@@ -161,6 +166,10 @@ class TerminalLine:
         )
         if found:
             return line.append(", ".join(numbers.printable(p.text) for p in found), style=STYLES["for"])
+        if main is None and e.maps:
+            name = next(iter(e.maps))
+            areas = [f"{c.game} {maps.area_text(c, c.area)}" for c in maps.curves_of(e, name)]
+            return line.append(", ".join([numbers.printable(name), *areas]), style="dim")
         untested = main is not None and any(p.supported is None for p in main.phrases)
         return line.append("not tested" if untested else "no supported phrase", style="dim")
 
@@ -210,9 +219,29 @@ def _trace(trace: TraceTable) -> Text:
     return text.append(f"{', '.join(parts)}; logit {trace.total}")
 
 
+def _maps(e: Explanation) -> Text:
+    """A line a map: its areas beside those of random pixels, and how often it is better."""
+    text = Text("Where in the picture", style="bold")
+    if e.curves:
+        text.append("  areas; insertion: higher is better, deletion: lower", style="dim")
+    longest = max(len(numbers.printable(name)) for name in e.maps)
+    for name, heat in e.maps.items():
+        curves = maps.curves_of(e, name)
+        won = bool(curves) and all(c.better_than_random for c in curves)
+        said = ", ".join(
+            f"{c.game} {maps.area_text(c, c.area)} (random {maps.area_text(c, c.random_area)})" for c in curves
+        )
+        control = " control" if heat.method in maps.CONTROLS else ""
+        text.append(f"\n{numbers.printable(name).ljust(longest)}", style=STYLES["for"] if won else "")
+        text.append(f"  {said or 'not measured'}")
+        text.append(control, style="dim italic")
+    return text
+
+
 def _measured(e: Explanation) -> Text:
     p = e.provenance
-    protocols = ", ".join(dict.fromkeys(r.protocol for r in view.measured(e))) or "no method"
+    made_by = [*(r.protocol for r in view.measured(e)), *(c.protocol for c in e.curves.values())]
+    protocols = ", ".join(dict.fromkeys(made_by)) or "no method"
     passes = f"{numbers.passes(p.passes)} network {'pass' if p.passes == 1 else 'passes'}"
     return Text(
         f"{protocols}; {passes}, {numbers.seconds(p.seconds)}, "

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from whylens.records import Record, citation
-from whylens.report import figures, numbers
+from whylens.report import numbers
 from whylens.report import sentences as answers
 from whylens.report.sentences import Sentence, Verdict
 from whylens.types import ClassScore, Explanation, HeatMap, Phrase, Trace, Words, to_plain
@@ -221,34 +219,6 @@ def _balance(words: Words) -> tuple[tuple[str, str, Bar], ...]:
     scale = _largest(v for _, v in parts)
     decimals = numbers.column_decimals(v for _, v in parts)
     return tuple((label, numbers.fixed(v, decimals, sign=True), diverging(v, scale)) for label, v in parts)
-
-
-@dataclass(frozen=True)
-class MapFigure:
-    """A heat map as a picture in the page."""
-
-    name: str
-    heat: HeatMap
-    uri: str
-    low: str
-    high: str
-    about: str
-
-
-def map_figures(explanation: Explanation) -> tuple[MapFigure, ...]:
-    """One overlay a heat map."""
-    shown = []
-    for name, heat in explanation.maps.items():
-        values = heat.array[np.isfinite(heat.array)]
-        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-        decimals = numbers.column_decimals([low, high])
-        drawn = Image.fromarray(figures.overlay(explanation.picture, heat.array))
-        uri = figures.data_uri(figures.jpeg_bytes(drawn), "image/jpeg")
-        about = answers.class_name(explanation, heat.target)
-        if heat.contrast is not None:
-            about += f" rather than {answers.class_name(explanation, heat.contrast)}"
-        shown.append(MapFigure(name, heat, uri, numbers.fixed(low, decimals), numbers.fixed(high, decimals), about))
-    return tuple(shown)
 
 
 @dataclass(frozen=True)

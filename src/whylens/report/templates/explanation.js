@@ -41,6 +41,15 @@
       setTimeout(function () { URL.revokeObjectURL(link.href); }, 1000);
     });
 
+    document.querySelectorAll(".heat input[type=range]").forEach(function (slider) {
+      function show() {
+        slider.closest(".heat").style.setProperty("--slider", slider.value / 100);
+        slider.setAttribute("aria-valuetext", slider.value + " percent");
+      }
+      slider.addEventListener("input", show);
+      show();
+    });
+
     var closed = [];
     addEventListener("beforeprint", function () {
       closed = Array.prototype.slice.call(document.querySelectorAll("details:not([open])"));
