@@ -62,8 +62,10 @@ def test_a_rule_with_reasons_is_asked_about_its_class():
     found = {question.name: question for question in questions(rule, table, shapley)}
     several = [n for n, scene in enumerate(table.scenes) if len(rule.causes(scene)) > 1]
     assert several
-    assert set(found["main"].rows) == set(range(60)) - set(several)
-    assert set(found["main"].targets) == {0}
+    assert set(found["main"].rows) == set(np.flatnonzero(table.predictions == 0)) - set(several)
+    assert set(found["refused"].rows) == set(np.flatnonzero(table.predictions == 1))
+    assert set(found["main"].targets) == set(found["refused"].targets) == {0}
+    assert found["refused"].contrasts is None
     assert set(found["contrast"].rows) == set(np.flatnonzero(table.predictions == 1))
     assert set(found["contrast"].contrasts) == {0}
     chosen = [n for n in several if table.predictions[n] == 0]

@@ -23,7 +23,7 @@ def setting():
 
 
 def test_every_score_against_a_loop(setting):
-    scenes, truth, _, masks = setting
+    scenes, truth, maps, masks = setting
     found = score_maps(maps, truth, masks)
     assert set(found) == set(MAP_SCORES)
     for n in range(len(scenes)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,17 @@ if TYPE_CHECKING:
 FITS = {"own": "train", "uniform": "uniform"}
 # Not a seed that a classifier is trained with.
 _FIT_SEED = 7919
+
+
+@dataclass(frozen=True, eq=False)
+class SceneLens(Lens):
+    """A lens that holds its encoder, which is known to no registry of sources, for methods that embed texts of their own."""
+
+    reader: Encoder | None = None
+
+    def load_encoder(self) -> Encoder:
+        """The encoder at hand."""
+        return super().load_encoder() if self.reader is None else self.reader
 
 
 def fit_scene_lens(
@@ -68,7 +79,7 @@ def fit_scene_lens(
     vectors = encoder.encode_phrases(bank.phrases)
     statistics = Statistics.compute(aligner, features[held:], embeddings[held:], vectors)
     reference = EncoderReference(encoder.name, encoder.fingerprint, encoder.width, ("{}",))
-    return Lens(
+    return SceneLens(
         classifier=classifier,
         aligner=aligner,
         bank=bank,
@@ -76,6 +87,7 @@ def fit_scene_lens(
         statistics=statistics,
         encoder=reference,
         name=f"{classifier.name} ({fit})",
+        reader=encoder,
     )
 
 

@@ -47,8 +47,9 @@ def questions(rule: Rule, table: EffectTable, shapley: Shapley) -> list[Asked]:
     - Where every class is asked about: the predicted class; apart, against the runner-up.
     - Two classes that differ in a detail (:data:`TWINS`): one against the other, on pictures that are predicted as
       either; apart, the predicted class of every picture.
-    - Where one class is the absence of the other: the class that has reasons, on every picture with at most one reason;
-      apart, the absence as a contrast, and pictures with several reasons by Shapley values.
+    - Where one class is the absence of the other: the class that has reasons, on pictures that are predicted as it and
+      have one reason; apart, the same class where it is not predicted (what speaks against it?), the absence as a
+      contrast, and pictures with several reasons by Shapley values.
     """
     predicted = table.predictions
     every = np.arange(len(predicted))
@@ -75,7 +76,14 @@ def questions(rule: Rule, table: EffectTable, shapley: Shapley) -> list[Asked]:
         asked = np.full(len(every), rule.answers)
         name = repr(rule.classes[rule.answers])
         found += [
-            _asked(MAIN, f"the class {name}, at most one reason", table, every[~several], asked),
+            _asked(
+                MAIN,
+                f"the class {name} where it is predicted for one reason",
+                table,
+                every[(predicted == asked) & ~several],
+                asked,
+            ),
+            _asked("refused", f"the class {name} where it is not predicted", table, every[predicted != asked], asked),
             _asked(
                 "contrast",
                 f"what is predicted, against {name}",

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from whylens.errors import InputError
+from whylens.metrics.curves import RISE_CURVES
+from whylens.metrics.maps import score_maps as curve_areas_of
 from whylens.planted.benchmark_cache import cached_shapley, effect_tables, embed_pictures
 from whylens.planted.benchmark_lens import fit_scene_lens, named_columns, readable_phrases, with_phrases
 from whylens.planted.benchmark_methods import MethodSpec
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from whylens.planted.benchmark import Plan, Unit
 
 BATCH = 64
+#: Insertion and deletion cost 57 passes a picture, so that only so many pictures get them.
+CURVE_PICTURES = 100
 #: Banks that a words method is asked with: everything the encoder reads, and the held-out synonyms alone.
 BANKS = ("all", "held-out")
 
@@ -181,8 +185,23 @@ class Stage:
         else:
             maps = self._map_answers(unit.spec, classifier, main)
         masks = {name: mask[main.rows] for name, mask in self.known.masks.items()}
-        values = score_maps(maps, main.truth, masks)
+        values = score_maps(maps, main.truth, masks) | self._curves(classifier, main, maps)
         return {"": {main.name: self._summaries(values)}}
+
+    def _curves(self, classifier: Classifier, asked: Asked, maps: Array) -> dict[str, Array]:
+        """Insertion and deletion areas of the first pictures, to show where these proxies mislead."""
+        areas = {curve.game: np.full(len(maps), np.nan) for curve in RISE_CURVES}
+        for n in range(min(CURVE_PICTURES, len(maps))):
+            picture = self.pictures[int(asked.rows[n])]
+            heat = torch.from_numpy(np.array(maps[n : n + 1])).float()
+            (found,) = curve_areas_of(
+                classifier, picture, heat, int(asked.targets[n]), curves=RISE_CURVES, seed=self.plan.seed
+            )
+            for name, value in found.values.items():
+                game = name.split("-")[0]
+                if game in areas:
+                    areas[game][n] = value
+        return areas
 
     def _map_answers(self, spec: MethodSpec, classifier: Classifier, asked: Asked) -> Array:
         method = spec.make()

@@ -23,6 +23,11 @@ MAP_SCORES: Mapping[str, str] = {
     "pointing": "whether the highest pixel is inside",
     "spearman carriers": "rank correlation of summed attribution and effect over the visible carriers",
 }
+#: Proxies that stand beside them: areas under curves of the target's probability, which need the network.
+MAP_PROXIES: Mapping[str, str] = {
+    "insertion": "area while the highest pixels are shown first on a blurred picture, higher is better (first 100 pictures)",
+    "deletion": "area while the highest pixels are blacked out first, lower is better (first 100 pictures)",
+}
 _CARRIER_OF = np.array([MASKS.index(CARRIERS[attribute]) for attribute, _ in COLUMNS])
 
 
