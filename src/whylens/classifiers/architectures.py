@@ -21,12 +21,16 @@ class Architecture:
         build: makes the network with random weights; the argument is the number of classes, None for its own.
         preprocessing: of a network that was built.
         class_names: the names for a number of classes, or None where it has none of that length.
+        link: how its logits become probabilities.
+        rows_per_class: rows of the last layer's weights for each class, above 1 with MaxOut.
     """
 
     name: str
     build: Callable[[int | None], nn.Module]
     preprocessing: Callable[[nn.Module], Preprocessing]
     class_names: Callable[[int], Sequence[str] | None]
+    link: str = "softmax"
+    rows_per_class: int = 1
 
 
 def wrap(
@@ -37,6 +41,7 @@ def wrap(
     spec: str,
     *,
     remakeable: bool = True,
+    link: str = "softmax",
 ) -> Classifier:
     """The classifier around a loaded network, with the model's own names unless others are given."""
     side = side_of(options)
@@ -47,6 +52,7 @@ def wrap(
         preprocessing=preprocessing,
         class_names=options.class_names,
         features=options.features,
+        link=link,
         device=options.device,
         name=spec,
         source=spec if remakeable else None,

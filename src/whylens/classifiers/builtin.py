@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whylens.bcos.small import SmallBcosResNet
 from whylens.classifiers.architectures import Architecture, wrap
 from whylens.classifiers.checkpoints import fit_state, read_state
 from whylens.classifiers.classifier import Classifier
@@ -22,7 +23,10 @@ DATA = Path(__file__).resolve().parents[1] / "lens" / "data"
 CARD = "classifier.json"
 WEIGHTS = "classifier.safetensors"
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"small_resnet": SmallResNet}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "small_resnet": SmallResNet,
+    "small_bcos_resnet": SmallBcosResNet,
+}
 
 
 def builtin_names(root: Path | None = None) -> list[str]:
@@ -79,6 +83,7 @@ def architecture(name: str, options: Options, root: Path | None = None) -> Archi
         build,
         lambda _: _preprocessing(card),
         lambda classes: own_names if len(own_names) == classes else None,
+        link=str(card.get("link", "softmax")),
     )
 
 
@@ -91,7 +96,13 @@ def _load(name: str, options: Options, root: Path | None) -> Classifier:
     if fit_state(module, read_state(path), path) is not None:
         raise StoreError(f"{path} has another number of classes than {CARD} beside it.")
     return wrap(
-        module, blueprint.preprocessing(module), blueprint.class_names, options, blueprint.name, remakeable=root is None
+        module,
+        blueprint.preprocessing(module),
+        blueprint.class_names,
+        options,
+        blueprint.name,
+        remakeable=root is None,
+        link=blueprint.link,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from whylens.classifiers import builtin, timm_models, torchvision_models
+from whylens.classifiers import bcos_models, builtin, timm_models, torchvision_models
 from whylens.classifiers.architectures import Architecture, wrap
 from whylens.classifiers.checkpoints import fit_state, read_state
 from whylens.classifiers.classifier import Classifier
@@ -15,6 +15,7 @@ _ARCHITECTURES: dict[str, Callable[[str, Options], Architecture]] = {
     "torchvision": torchvision_models.architecture,
     "timm": timm_models.architecture,
     "builtin": builtin.architecture,
+    "bcos": bcos_models.architecture,
 }
 
 
@@ -35,7 +36,15 @@ def load_file(name: str, options: Options) -> Classifier:
     module = blueprint.build(None)
     classes = fit_state(module, state, path)
     if classes is not None:
+        classes //= blueprint.rows_per_class
         module = blueprint.build(classes)
         if fit_state(module, state, path) is not None:
             raise ModelError(f"The weights in {path} do not fit {model} with {classes} classes either.")
-    return wrap(module, blueprint.preprocessing(module), blueprint.class_names, options, f"file:{name}")
+    return wrap(
+        module,
+        blueprint.preprocessing(module),
+        blueprint.class_names,
+        options,
+        f"file:{name}",
+        link=blueprint.link,
+    )

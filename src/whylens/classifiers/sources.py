@@ -42,7 +42,8 @@ _sources: dict[str, Source] = {}
 
 # The files whose import registers our own sources.
 _OWN = tuple(
-    f"whylens.classifiers.{name}" for name in ("torchvision_models", "timm_models", "hf_models", "files", "builtin")
+    f"whylens.classifiers.{name}"
+    for name in ("torchvision_models", "timm_models", "hf_models", "bcos_models", "files", "builtin")
 )
 
 
@@ -105,7 +106,8 @@ def load_classifier(
 
     Args:
         spec: ``torchvision:NAME`` or ``torchvision:NAME/WEIGHTS``, ``timm:NAME``, ``hf:REPOSITORY_OR_FOLDER``,
-            ``file:CHECKPOINT@torchvision:NAME`` (or ``@timm:``, ``@builtin:``), ``builtin:NAME``, or another source.
+            ``bcos:NAME``, ``file:CHECKPOINT@torchvision:NAME`` (or ``@timm:``, ``@bcos:``, ``@builtin:``),
+            ``builtin:NAME``, or another source.
         pretrained: load the published weights (a download, unless they are in the library's cache); otherwise random
             weights, with as many classes as ``class_names`` has. Files and built-in classifiers always have weights.
         class_names: replaces the model's own names.
