@@ -40,10 +40,13 @@ class Source:
 
 _sources: dict[str, Source] = {}
 
-# The files whose import registers our own sources.
-_OWN = tuple(
-    f"whylens.classifiers.{name}"
-    for name in ("torchvision_models", "timm_models", "hf_models", "bcos_models", "files", "builtin")
+# The modules whose import registers our own sources; the planted ones lie above this room and are named, not imported.
+_OWN = (
+    *(
+        f"whylens.classifiers.{name}"
+        for name in ("torchvision_models", "timm_models", "hf_models", "bcos_models", "files", "builtin")
+    ),
+    "whylens.planted.organisms",
 )
 
 
