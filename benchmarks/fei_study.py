@@ -1,0 +1,181 @@
+"""FEI's presets against each other: insertion, deletion and activation deviation, picture by picture, with intervals.
+
+python benchmarks/fei_study.py --classifier builtin:tiny-imagenet --pictures FOLDER_OR_TAR --count 200 \
+    --presets paper fast --curve 25 50 100 250 500 --out runs/fei
+
+One row a picture and preset is appended to ROWS.jsonl as soon as it is known; the same command goes on where it stopped.
+A preset is a name with settings behind colons: ``fast``, ``fast:iterations=20``, ``paper:clipping=NONE``, or another map
+method, ``grad_cam``. ``--curve`` adds FEI's fast preset at those numbers of passes. The first preset is the reference of
+the paired differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import Row, machine, table
+from PIL import Image
+
+from whylens import Classifier, load_classifier
+from whylens.metrics import Curve, bootstrap, score_maps, stage_layers
+from whylens.metrics.activations import activation_protocol
+from whylens.metrics.curves import curve_protocol, step_pixels
+from whylens.randomness import picture_hash
+from whylens.registry import get_method
+
+CURVES = tuple(
+    Curve.named(f"{game}-{substrate}") for game in ("insertion", "deletion") for substrate in ("zero", "blur")
+)
+# Not inferior: the upper 95 % bound of the paired difference, in AUC and as a share of the reference's deviation.
+AUC_MARGIN, DEVIATION_MARGIN = 0.02, 0.02
+ENDINGS = {".jpeg", ".jpg", ".png"}
+
+
+def pictures(source: Path, count: int) -> Iterator[tuple[str, Image.Image]]:
+    """``count`` pictures spread evenly over a folder or tar file, with their names."""
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in ENDINGS)
+        for file in files[:: max(1, len(files) // count)][:count]:
+            with Image.open(file) as image:
+                yield file.relative_to(source).as_posix(), image.convert("RGB")
+        return
+    with tarfile.open(source) as archive:
+        members = [m for m in archive.getmembers() if m.isfile() and Path(m.name).suffix.lower() in ENDINGS]
+        members.sort(key=lambda m: m.name)
+        for member in members[:: max(1, len(members) // count)][:count]:
+            handle = archive.extractfile(member)
+            if handle is not None:
+                with Image.open(io.BytesIO(handle.read())) as image:
+                    yield member.name, image.convert("RGB")
+
+
+def make(preset: str) -> Any:
+    """``fast:iterations=20`` and the like as a method."""
+    name, *given = preset.split(":")
+    settings = {key: literal(value) for key, value in (item.split("=", 1) for item in given)}
+    if name in ("paper", "fast"):
+        return get_method("fei").factory(preset=name, **settings)
+    return get_method(name).factory(**settings)
+
+
+def literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def measure(classifier: Classifier, x: torch.Tensor, preset: str, layers: tuple[str, ...], seed: int) -> Row:
+    """Scores of one preset on one picture."""
+    target = classifier.logits(x[None]).argmax(1)
+    started = time.process_time()
+    found = make(preset)(classifier, x[None], target, seed=seed)[0]
+    seconds = time.process_time() - started
+    values = score_maps(classifier, x, torch.from_numpy(found.array)[None], int(target), curves=CURVES, layers=layers)[
+        0
+    ].values
+    step = step_pixels(classifier.size)
+    row: Row = {"passes": found.passes, "cpu_seconds": seconds}
+    for curve in CURVES:
+        row[curve.name] = values[curve_protocol(curve, step, classifier.link)]
+        row[f"deviation-{curve.name}"] = values[activation_protocol("relative-deviation", curve, "mean", step)]
+    row["deviation"] = float(np.mean([row[f"deviation-{c.name}"] for c in CURVES]))
+    return row
+
+
+def summary(rows: list[Row], presets: list[str]) -> tuple[list[Row], list[Row]]:
+    """Means with intervals of every preset, and its paired differences from the first one."""
+    by = {(r["preset"], r["picture"]): r for r in rows}
+    names = [n for n in dict.fromkeys(r["picture"] for r in rows) if all((p, n) in by for p in presets)]
+    columns = [c.name for c in CURVES] + [f"deviation-{c.name}" for c in CURVES] + ["deviation"]
+    means, differences = [], []
+    for preset in presets:
+        own = np.array([[by[preset, n][c] for c in columns] for n in names])
+        reference = np.array([[by[presets[0], n][c] for c in columns] for n in names])
+        line: Row = {"preset": preset, "pictures": len(names)}
+        line["passes"] = float(np.mean([by[preset, n]["passes"] for n in names]))
+        line["cpu s"] = float(np.mean([by[preset, n]["cpu_seconds"] for n in names]))
+        for column, interval in zip(columns, bootstrap(own), strict=True):
+            line[column] = f"{interval.mean:.3f} [{interval.low or 0:.3f}, {interval.high or 0:.3f}]"
+        means.append(line)
+        if preset == presets[0]:
+            continue
+        # Higher is worse in every column; the one-sided 95 % bound is the upper end of a 90 % interval.
+        worse = np.where([c.startswith("insertion") for c in columns], reference - own, own - reference)
+        scale = np.where([c.startswith("deviation") for c in columns], reference.mean(0), 1.0)
+        line = {"preset": preset, "against": presets[0], "pictures": len(names)}
+        verdict = True
+        for column, interval in zip(columns, bootstrap(worse / scale, level=0.9), strict=True):
+            margin = DEVIATION_MARGIN if column.startswith("deviation") else AUC_MARGIN
+            line[column] = f"{interval.mean:+.3f} (at most {interval.high or 0:+.3f})"
+            if column == "deviation" or not column.startswith("deviation"):
+                verdict &= interval.high is not None and interval.high <= margin
+        line["not inferior"] = "yes" if verdict else "no"
+        differences.append(line)
+    return means, differences
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classifier", required=True, help="as whylens.load_classifier takes it")
+    parser.add_argument("--pictures", required=True, type=Path, help="a folder or a tar file")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--presets", nargs="+", default=["paper", "fast"])
+    parser.add_argument("--curve", nargs="*", type=int, default=[], help="passes at which the fast preset is measured")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="folder of ROWS.jsonl and study.md")
+    arguments = parser.parse_args()
+    presets = [*arguments.presets, *(f"fast:iterations={max(1, passes // 5)}" for passes in arguments.curve)]
+    classifier = load_classifier(arguments.classifier)
+    layers = stage_layers(classifier)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "ROWS.jsonl"
+    rows: list[Row] = []
+    if file.exists():
+        # A line that was cut off by an interruption is measured again.
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+        file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    rows = [r for r in rows if r["classifier"] == classifier.fingerprint[:16] and r["seed"] == arguments.seed]
+    known = {(r["preset"], r["protocol"], r["picture"]) for r in rows}
+    for name, image in pictures(arguments.pictures, arguments.count):
+        x = classifier.preprocess(np.asarray(image))
+        for preset in presets:
+            protocol = make(preset).protocol
+            if (preset, protocol, name) in known:
+                continue
+            row = {
+                "classifier": classifier.fingerprint[:16],
+                "seed": arguments.seed,
+                "preset": preset,
+                "protocol": protocol,
+                "picture": name,
+                "picture_hash": picture_hash(x)[:16],
+                **measure(classifier, x, preset, layers, arguments.seed),
+            }
+            rows.append(row)
+            with file.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+    means, differences = summary(rows, presets)
+    text = f"# FEI study: {arguments.classifier}\n\nLayers: {', '.join(layers)}. Machine: {machine()}.\n\n"
+    text += f"{table(means)}\n\nDifferences, higher is worse; deviations as shares of the reference's:\n\n"
+    text += f"{table(differences)}\n"
+    (arguments.out / "study.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
