@@ -1,6 +1,7 @@
 """What scoring maps costs beside the bare network passes that it needs, and beside Quantus.
 
-python benchmarks/map_metrics.py [--pictures 2] [--repeats 3] [--networks resnet50 squeezenet1_1] [--steps 28] [--out ...]
+python benchmarks/map_metrics.py [--pictures 2] [--repeats 3] [--networks resnet50 squeezenet1_1] [--steps 28]
+    [--only costs quantus] [--out ...]
 """
 
 from __future__ import annotations
@@ -163,16 +164,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--networks", nargs="+", default=["resnet50", "squeezenet1_1"])
-    parser.add_argument("--skip-quantus", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=["costs", "quantus"], default=["costs", "quantus"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     title = f"FEI's {len(FEI_CURVES)} curves with all activation measures against the bare passes (random weights)"
     rows: list[Row] = []
-    for name in options.networks:
+    for name in options.networks if "costs" in options.only else []:
         rows.append(whole_evaluation(name, options.pictures, options.repeats, options.steps))
         write_results("map_metrics", {title: rows}, options.out)
         print(rows[-1], flush=True)
-    if not options.skip_quantus and (rows := against_quantus(options.networks[-1], options.repeats)):
+    if "quantus" in options.only and (rows := against_quantus(options.networks[-1], options.repeats)):
         write_results("map_metrics", {"One deletion curve against Quantus' PixelFlipping": rows}, options.out)
         print(rows[-1])
 
