@@ -97,7 +97,9 @@ def measure(name: str, settings: Row, classifier: Classifier, pictures: Tensor) 
             after = peak_memory()
             memory.append(math.nan if after is None or before is None else after - before)
     except ModelError as error:
-        return {"method": name, "settings": shown, "note": str(error).split(",")[0]}, []
+        columns = ("passes a picture", "seconds a picture", "processor seconds", "processor ms a pass")
+        empty = dict.fromkeys((*columns, "peak memory (MB)"), "")
+        return {"method": name, "settings": shown, **empty, "note": f"does not apply: {error}".split(",")[0]}, []
     passes = statistics.mean(m.passes for m in maps)
     return {
         "method": name,

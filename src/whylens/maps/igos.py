@@ -40,7 +40,7 @@ class IgosPlusPlus(MapMethod):
         size_weight: weight of the mean absolute value.
         smooth_weight: weight of the smoothness.
         rate: step length for masks of 28 x 28 values, in proportion for others.
-        output: ``"probability"`` or ``"logit"``.
+        output: ``"probability"`` or ``"logit"``. The weights' defaults are for probabilities.
 
     Cost: ``4 * points * iterations`` passes a picture (1,200 by default). Noise is drawn from the seed and the picture.
     """
