@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from whylens.maps.base import MapMethod
-from whylens.maps.references import blur
+from whylens.maps.references import blur, rows_at_once
 from whylens.maps.settings import check_choice, check_number, check_whole
 from whylens.maps.transformers import enlarged
 from whylens.maps.view import View
@@ -69,11 +69,6 @@ class IgosPlusPlus(MapMethod):
         self.rate = rate
         self.output = output
 
-    @property
-    def rows_per_picture(self) -> int:
-        """A row for each point."""
-        return self.points
-
     def validate(self) -> None:
         """Check the settings."""
         for setting in ("iterations", "points"):
@@ -107,22 +102,22 @@ class IgosPlusPlus(MapMethod):
     def _output_slope(self, view: View, reference: Tensor, masks: Tensor, generators: list[torch.Generator]) -> Tensor:
         """The averaged gradient of what is to be small, by both masks (2, B, rows, columns)."""
         total = torch.zeros_like(masks)
-        rows = torch.arange(len(view), device=view.device).repeat_interleave(self.points)
-        scale = (torch.arange(1, self.points + 1, device=view.device) / self.points).reshape(1, -1, 1, 1)
+        scale = torch.arange(1, self.points + 1, device=view.device) / self.points
         spread = torch.as_tensor(view.classifier.preprocessing.std, device=view.device).reshape(3, 1, 1)
         for part, deletion in (("deletion", True), ("insertion", False), ("both", True), ("both", False)):
-            leaves = masks.detach().clone().requires_grad_(True)
-            mask = {"deletion": leaves[0], "insertion": leaves[1], "both": leaves[0] * leaves[1]}[part]
-            path = (scale * mask[:, None]).flatten(0, 1)
-            shown = enlarged(path if deletion else 1 - path, view.size)[:, None]
-            drawn = torch.cat([torch.randn((self.points, 3, *view.size), generator=g) for g in generators]).to(
-                view.device
-            )
-            seen = view.images[rows] * shown + reference[rows] * (1 - shown) + self.noise * spread * drawn
-            logits = view.logits(seen, rows)
-            values = logits if self.output == "logit" else view.classifier.probabilities(logits)
-            scores = view.pick(values, rows) / self.points
-            total += view.gradient(scores if deletion else -scores, leaves, what="the masks")
+            # All points are drawn before they are shared out, so that the numbers do not depend on the batch.
+            drawn = torch.stack([torch.randn((self.points, 3, *view.size), generator=g) for g in generators])
+            for chosen in torch.arange(self.points).split(max(1, rows_at_once(view) // len(view))):
+                rows = torch.arange(len(view), device=view.device).repeat_interleave(len(chosen))
+                leaves = masks.detach().clone().requires_grad_(True)
+                mask = {"deletion": leaves[0], "insertion": leaves[1], "both": leaves[0] * leaves[1]}[part]
+                path = (scale[chosen.to(view.device)].reshape(1, -1, 1, 1) * mask[:, None]).flatten(0, 1)
+                shown = enlarged(path if deletion else 1 - path, view.size)[:, None]
+                noise = self.noise * spread * drawn[:, chosen].flatten(0, 1).to(view.device)
+                logits = view.logits(view.images[rows] * shown + reference[rows] * (1 - shown) + noise, rows)
+                values = logits if self.output == "logit" else view.classifier.probabilities(logits)
+                scores = view.pick(values, rows) / self.points
+                total += view.gradient(scores if deletion else -scores, leaves, what="the masks")
         return total
 
 
