@@ -70,7 +70,8 @@ def test_areas_stand_beside_their_control(why: Explanation) -> None:
         assert key == f"{curve.method}: {curve.protocol}"
         assert why.faithfulness[key] == curve.area
         assert why.faithfulness[f"{key}/random"] == curve.random_area
-        assert curve.orders == RANDOM_ORDERS
+        assert curve.orders == len(curve.random_areas) == RANDOM_ORDERS
+        assert curve.random_area == pytest.approx(sum(curve.random_areas) / RANDOM_ORDERS)
         assert curve.random[0] == pytest.approx(curve.values[0], abs=1e-6)
         assert curve.random[-1] == pytest.approx(curve.values[-1], abs=1e-6)
         assert curve.shares[0] == 0
@@ -133,7 +134,9 @@ def test_the_map_that_knows_the_cause_beats_random_and_its_opposite_does_not() -
         name: HeatMap(name, "m", {}, 1, None, array) for name, array in {"right": right, "wrong": 1 - right}.items()
     }
     measured = measure_maps(classifier, torch.full((3, 8, 8), 0.9), maps, seed=0, image_hash="h")
-    verdicts = {(c.method, c.game): c.better_than_random for c in measured.curves.values()}
+    sides = {"insertion": 1, "deletion": -1}
+    verdicts = {(c.method, c.game): sides[c.game] * (c.area - c.random_area) > 0 for c in measured.curves.values()}
+    assert not any(c.better_than_random for c in measured.curves.values() if c.method == "wrong")
     assert verdicts == {
         ("right", "insertion"): True,
         ("right", "deletion"): True,

@@ -83,13 +83,22 @@ def test_sentences_say_what_the_curves_show(mapped):
         "Better than random pixels in insertion and deletion.",
     )
     assert maps.map_sentences(mapped, "edges")[-1] == (
-        "Not better than random pixels in insertion or deletion: do not rely on this map here."
+        "Not clearly better than random pixels in insertion or deletion: do not rely on this map here."
     )
 
 
 def test_one_test_of_two_is_said_as_such(cat):
     mixed = with_curves(cat, [curve("fei", "insertion", FAST, RISING), curve("fei", "deletion", FALLING**0.5, FALLING)])
-    assert maps.map_sentences(mixed, "fei")[-1] == "Better than random pixels in insertion, not in deletion."
+    assert maps.map_sentences(mixed, "fei")[-1] == "Better than random pixels in insertion, not clearly in deletion."
+
+
+def test_being_better_takes_more_than_random_orders_differ_by():
+    insertion = curve("m", "insertion", FAST, RISING, area=0.50, random_area=0.4, random_areas=(0.38, 0.40, 0.42))
+    assert insertion.better_than_random
+    assert not dataclasses.replace(insertion, area=0.45).better_than_random
+    deletion = dataclasses.replace(insertion, game="deletion", area=0.33)
+    assert deletion.better_than_random
+    assert not dataclasses.replace(deletion, area=0.35).better_than_random
 
 
 def test_contrasts_are_spoken_of_in_logits(cat):

@@ -291,7 +291,7 @@ class Lens:
             began = time.perf_counter()
             faithfulness: dict[str, float] = {}
             phrase_maps: dict[str, dict[str, np.ndarray]] = {}
-            notes, phrase_passes = [*self._notes()], 0.0
+            notes, phrase_passes = [*(self._notes() if words else ())], 0.0
             for name, results in words.items():
                 if ":" in name:
                     continue

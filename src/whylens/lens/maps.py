@@ -120,6 +120,7 @@ def _measured(done: Sweep, maps: Mapping[str, HeatMap], contrast_link: str | Non
                 area=float(areas[m, q]),
                 random_area=random_area,
                 orders=RANDOM_ORDERS,
+                random_areas=tuple(areas[len(maps) :, q].tolist()),
             )
             faithfulness[key] = float(areas[m, q])
             faithfulness[f"{key}/random"] = random_area

@@ -188,14 +188,14 @@ def map_sentences(explanation: Explanation, name: str) -> tuple[str, ...]:
 
 
 def map_verdict(curves: Iterable[MapCurve]) -> str:
-    """Which of the two tests the map does better in than random pixels, by area."""
+    """In which of the two tests the map is clearly better than random pixels, by area."""
     better = [curve.game for curve in curves if curve.better_than_random]
     worse = [curve.game for curve in curves if not curve.better_than_random]
     if not worse:
         return f"Better than random pixels in {' and '.join(better)}."
     if not better:
-        return f"Not better than random pixels in {' or '.join(worse)}: do not rely on this map here."
-    return f"Better than random pixels in {' and '.join(better)}, not in {' or '.join(worse)}."
+        return f"Not clearly better than random pixels in {' or '.join(worse)}: do not rely on this map here."
+    return f"Better than random pixels in {' and '.join(better)}, not clearly in {' or '.join(worse)}."
 
 
 def value_text(curve: MapCurve, value: float) -> str:
