@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from whylens.bcos.fused import AlignedProduct
 from whylens.bcos.holding import Detachable
 from whylens.errors import InputError
 
@@ -167,6 +168,8 @@ class BcosConv2d(Detachable):
             return products
         if norms.shape[1] > 1:
             norms = norms.repeat_interleave(self.out_channels // norms.shape[1], dim=1)
+        if self.training and self.b == 2 and not self.is_held:
+            return AlignedProduct.apply(products, norms.reciprocal())
         return products * self.held(lambda: cosine_factor(products, norms, self.b))
 
     def extra_repr(self) -> str:

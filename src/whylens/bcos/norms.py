@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from whylens.bcos.fused import DividedByDeviation
 from whylens.bcos.holding import Detachable
 
 
@@ -71,23 +72,34 @@ class BatchNormUncentered2d(_Scaled):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         if not self.training:
-            scale = (self.running_var + self.eps).rsqrt()
+            x = self._scaled(x, (self.running_var + self.eps).rsqrt())
         elif self.is_held:
             # Batch first, as every multiplier on a tape.
-            scale = self.held(lambda: self._batch_scale(x).expand(x.shape[0], -1))
+            x = self._scaled(x, self.held(lambda: self._batch_scale(x).expand(x.shape[0], -1)))
         else:
-            scale = self._batch_scale(x)
-        if self.weight is not None:
-            scale = scale * self.weight
-        x = x * scale.view(-1, scale.shape[-1], 1, 1).to(x.dtype)
+            x = self._by_batch(x)
         return x if self.bias is None else x + _channels(self.bias)
+
+    def _scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        scale = scale if self.weight is None else scale * self.weight
+        return x * scale.view(-1, scale.shape[-1], 1, 1).to(x.dtype)
+
+    def _by_batch(self, x: Tensor) -> Tensor:
+        if self.weight is None:
+            return self._scaled(x, self._batch_scale(x))
+        x, var = DividedByDeviation.apply(x, self.weight, self.eps)
+        self._track(var)
+        return x
 
     def _batch_scale(self, x: Tensor) -> Tensor:
         var = self._variance(x)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_var.lerp_(var.detach().to(self.running_var.dtype), self.momentum)
+        self._track(var)
         return (var + self.eps).rsqrt()
+
+    @torch.no_grad()
+    def _track(self, var: Tensor) -> None:
+        self.num_batches_tracked += 1
+        self.running_var.lerp_(var.detach().to(self.running_var.dtype), self.momentum)
 
     def _variance(self, x: Tensor) -> Tensor:
         return x.var(dim=(0, 2, 3), unbiased=False)
@@ -105,6 +117,9 @@ class AllNormUncentered2d(BatchNormUncentered2d):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, *, affine: bool = True) -> None:
         super().__init__(1, eps, momentum, affine=affine)
+
+    def _by_batch(self, x: Tensor) -> Tensor:
+        return self._scaled(x, self._batch_scale(x))
 
     def _variance(self, x: Tensor) -> Tensor:
         return x.var(unbiased=False).view(1)
