@@ -14,6 +14,8 @@ def test_names_with_settings():
     assert one.make(k=None).k is None
     assert (two.label, two.kind, two.settings) == ("texter", "words", {})
     assert three.settings == {"k": None}
+    (bare,) = parse_methods("faithtrace{weighting=none, layer=None, diverse=false}")
+    assert bare.settings == {"weighting": "none", "layer": None, "diverse": False}
     assert one.accepts("control")
     assert not three.accepts("control")
 
@@ -21,6 +23,8 @@ def test_names_with_settings():
 def test_keys_differ_with_the_settings():
     keys = {spec.key for spec in parse_methods("faithtrace,faithtrace{k=5},faithtrace{k=6},texter")}
     assert len(keys) == 4
+    # Defaults count as settings.
+    assert parse_methods("faithtrace")[0].plain()["settings"]["direction"] == FaithTrace().direction
     assert all("/" not in key and "{" not in key for key in keys)
 
 

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class MethodSpec:
         """A file name for the results of the method, different for different settings."""
         readable = re.sub(r"[^\w.-]+", "-", self.label)[:50].strip(".-") or "method"
         where = f"{self.factory.__module__}:{getattr(self.factory, '__qualname__', self.label)}"
-        return f"{readable}-{content_hash(self.label, where, canonical_json(_plain(self.settings)))[:8]}"
+        return f"{readable}-{content_hash(self.label, where, canonical_json(self.all_settings()))[:8]}"
 
     def accepts(self, setting: str) -> bool:
         """Whether the class has a setting of that name."""
@@ -52,7 +52,13 @@ class MethodSpec:
 
     def plain(self) -> dict[str, Any]:
         """For the configuration of a run."""
-        return {"label": self.label, "kind": self.kind, "settings": _plain(self.settings)}
+        return {"label": self.label, "kind": self.kind, "settings": self.all_settings()}
+
+    def all_settings(self) -> dict[str, Any]:
+        """Defaults included, so that a changed default is another configuration."""
+        made = self.make()
+        stored = getattr(made, "settings", None)
+        return _plain(dict(stored) if isinstance(stored, Mapping) else dict(getattr(made, "__dict__", self.settings)))
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
@@ -166,7 +172,8 @@ def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+        # "none" stays a word, because it names a setting of our own methods; None is written as Python does.
+        return {"true": True, "false": False}.get(text, text)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
