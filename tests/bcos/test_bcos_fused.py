@@ -54,3 +54,13 @@ def test_a_training_step_equals_that_of_the_plain_formulas(name, monkeypatch):
         assert torch.allclose(a, b, rtol=1e-7, atol=1e-10 * float(b.abs().max()) + 1e-16)
     for key, value in network.state_dict().items():
         assert torch.allclose(value.double(), plain.state_dict()[key].double())
+
+
+def test_half_precision_moments_are_close_to_exact_ones():
+    x = (draw(8, 3, 16, 16).detach() * 0.5 + torch.tensor([0.0, 2.0, -1.0]).view(3, 1, 1)).bfloat16()
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    out, var = DividedByDeviation.apply(x, weight, 1e-5)
+    exact = x.double().var(dim=(0, 2, 3), unbiased=False)
+    assert torch.allclose(var.double(), exact, rtol=0.02)
+    expected = x.double() * (weight.double() / (exact + 1e-5).sqrt()).view(-1, 1, 1)
+    assert float((out.double() - expected).abs().max() / expected.abs().max()) < 0.03
