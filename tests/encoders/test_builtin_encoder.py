@@ -183,7 +183,9 @@ def test_weights_beyond_fp16_are_not_saved(towers, tmp_path):
 def test_every_listed_encoder_has_the_form_that_load_takes():
     names = list_encoders()
     assert "open_clip:ViT-B-16/openai" in names
-    assert all(name.startswith("builtin:") or (name.startswith("open_clip:") and "/" in name) for name in names)
+    assert all(
+        name.startswith(("builtin:", "planted:")) or (name.startswith("open_clip:") and "/" in name) for name in names
+    )
 
 
 def test_optional_libraries_are_not_imported_with_the_package():
