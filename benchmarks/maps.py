@@ -124,8 +124,10 @@ def add_scores(rows: list[Row], maps: dict[str, list[HeatMap]], classifier: Clas
             for protocol, value in found.values.items():
                 collected[name].setdefault(protocol, []).append(value)
     for row in rows:
+        note = row.pop("note")
         for protocol, values in collected.get(str(row["method"]), {}).items():
             row[protocol] = statistics.mean(values)
+        row["note"] = note
 
 
 def settings_of(options: list[str]) -> dict[str, Row]:
