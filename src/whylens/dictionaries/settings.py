@@ -57,7 +57,7 @@ class DictionarySettings:
     centre: bool = True
     normalise: bool = True
     epochs: float = 20
-    batch_size: int = 1024
+    batch_size: int = 256
     rate: float = 2e-3
     warmup: float = 0.5
     hold: float = 10
@@ -136,6 +136,7 @@ PRESETS = {
         centre=False,
         normalise=False,
         epochs=10,
+        batch_size=1024,
         rate=5e-4,
         warmup=0,
         hold=0,

@@ -108,7 +108,7 @@ def fit(
     embeddings = EmbeddingCache().phrases(encoder, phrases.phrases, templates)
     statistics = Statistics.compute(aligner, paired.features, paired.embeddings, embeddings)
     trained = _dictionary(dictionary, classifier, pictures, folder, held_out, batch_size, seed, progress)
-    exemplars = None if trained is None else _latent_exemplars(trained, classifier, paired.features, paired.embeddings)
+    exemplars = None if trained is None else latent_exemplars(trained, classifier, paired.features, paired.embeddings)
     report: dict[str, Any] = {
         "pictures_found": found,
         "pictures_used": paired.used,
@@ -181,7 +181,7 @@ def _dictionary(
     )
 
 
-def _latent_exemplars(
+def latent_exemplars(
     dictionary: Dictionary, classifier: Classifier, features: Tensor, embeddings: Tensor
 ) -> Tensor | None:
     """Mean embedding (K, m) of the held-out pictures that activate each latent most; None for another layer.
