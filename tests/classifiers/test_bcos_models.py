@@ -9,13 +9,17 @@ from whylens.bcos import (
     BcosResNet,
     BcosViT,
     SmallBcosResNet,
+    bcosify,
     build_network,
+    calibrate_norms,
+    last_layer,
     pixel_contributions,
 )
 from whylens.bcos.resnet import BasicBlock
 from whylens.classifiers import Classifier, list_models, load_builtin, load_classifier
 from whylens.classifiers.classifier import fingerprint
 from whylens.errors import InputError, ModelError
+from whylens.networks import SmallResNet, initialise
 
 
 @pytest.fixture(scope="module")
@@ -173,3 +177,17 @@ def test_every_network_is_listed():
     found = list_models("bcos:*")
     assert set(found) == {"bcos"}
     assert {"resnet50_long", "densenet121_long", "vitc_s_patch1_14", "small_resnet"} <= set(found["bcos"])
+
+
+def test_a_converted_network_splits_before_its_classifier_and_is_explained(pictures):
+    plain = SmallResNet(5, (4, 6, 8), (0, 1))
+    initialise(plain, 0)
+    converted, _ = bcosify(plain.eval(), size=32)
+    calibrate_norms(converted, [pictures])
+    c = Classifier(converted, size=32, mean=(0, 0, 0), std=(1, 1, 1), link="sigmoid")
+    z = c.features(pictures)
+    assert z.shape == (2, 8, 8, 8)
+    assert torch.allclose(c.head(z), c.logits(pictures), rtol=1e-5, atol=1e-6)
+    head = last_layer(converted)
+    bias = converted.fc.logit_layer.logit_bias
+    assert torch.allclose(head.logits(z) + bias, c.logits(pictures), rtol=1e-4, atol=1e-5)
