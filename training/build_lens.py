@@ -1,10 +1,11 @@
-"""Put trained weights into the package and fit the built-in lens.
+"""Put trained weights into the package and fit a built-in lens.
 
     python training/build_lens.py --data FOLDER --classifier FOLDER --encoder FOLDER --left-out FOLDER
+    python training/build_lens.py --data FOLDER --classifier FOLDER --name tiny-imagenet-bcos
 
-The three folders are the outputs of train_classifier.py, train_encoder.py and train_encoder.py --leave-out; without
---encoder the package's encoder stays. Measures the
-classifier as it is shipped (fp16 weights), fits the lens on training and extra pictures, and writes the cards.
+The three folders are the outputs of train_classifier.py (train_bcos.py for the B-cos lens), train_encoder.py and
+train_encoder.py --leave-out; without --encoder the package's encoder stays. Measures the classifier as it is shipped
+(fp16 weights) and fits the lens on training and extra pictures; cards.py then writes the cards.
 """
 
 from __future__ import annotations
@@ -24,8 +25,17 @@ from whylens import fit, load_bank, load_classifier
 from whylens.classifiers import Classifier
 
 PACKAGE = Path(__file__).parent.parent / "src/whylens"
-LENS = PACKAGE / "lens/data/tiny-imagenet"
+LENSES = PACKAGE / "lens/data"
 ENCODER = PACKAGE / "encoders/data/tiny"
+NETWORKS = {
+    "tiny-imagenet": {"architecture": "small_resnet", "mean": MEAN, "std": STD},
+    "tiny-imagenet-bcos": {
+        "architecture": "small_bcos_resnet",
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "link": "sigmoid",
+    },
+}
 
 
 def main() -> None:
@@ -34,25 +44,25 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, required=True)
     parser.add_argument("--encoder", type=Path)
     parser.add_argument("--left-out", type=Path)
+    parser.add_argument("--name", choices=tuple(NETWORKS), default="tiny-imagenet", help="which lens")
     parser.add_argument("--pictures", type=int, default=24000, help="how many pictures the lens is fitted on")
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--blocks", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
 
     classes = read_classes(options.data / "classes.csv")
-    LENS.mkdir(parents=True, exist_ok=True)
+    home = LENSES / options.name
+    home.mkdir(parents=True, exist_ok=True)
     ENCODER.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(options.classifier / "model.safetensors", LENS / "classifier.safetensors")
+    shutil.copyfile(options.classifier / "model.safetensors", home / "classifier.safetensors")
     meta = {
-        "architecture": "small_resnet",
         "arguments": {"classes": len(classes), "widths": options.widths, "blocks": options.blocks},
         "class_names": [name for _, name in classes],
         "size": 64,
-        "mean": MEAN,
-        "std": STD,
+        **NETWORKS[options.name],
     }
-    (LENS / "classifier.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-    classifier = load_classifier("builtin:tiny-imagenet")
+    (home / "classifier.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    classifier = load_classifier(f"builtin:{options.name}")
     figures = {"val_top1": accuracy(classifier, options.data, classes), "parameters": parameters(classifier)}
     figures["epochs"] = [json.loads(line) for line in (options.classifier / "log.jsonl").read_text().splitlines()]
     if options.encoder is not None:
@@ -71,13 +81,13 @@ def main() -> None:
             bank=bank,
             limit=options.pictures,
             batch_size=128,
-            name="tiny-imagenet",
+            name=options.name,
             progress=lambda done, total: print(done, total, flush=True) if done % 2560 == 0 else None,
         )
     with tempfile.TemporaryDirectory() as folder:
         lens.save(Path(folder) / "lens")
         for name in ("lens.json", "lens.safetensors"):
-            shutil.copyfile(Path(folder) / "lens" / name, LENS / name)
+            shutil.copyfile(Path(folder) / "lens" / name, home / name)
     report = lens.aligner.report
     figures["lens"] = {
         "pictures": report.images,
@@ -88,7 +98,7 @@ def main() -> None:
         "phrases": len(lens.bank),
         "phrases_dropped": lens.report["phrases_dropped"],
     }
-    (LENS / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    (home / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
     print(json.dumps({k: v for k, v in figures.items() if k != "epochs"}, indent=1))
 
 

@@ -9,26 +9,39 @@ import json
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src/whylens"
-LENS = PACKAGE / "lens/data/tiny-imagenet"
+LENSES = PACKAGE / "lens/data"
 ENCODER = PACKAGE / "encoders/data/tiny"
 
-LENS_CARD = """# Card: the built-in lens `tiny-imagenet`
+PLAIN_NETWORK = """A plain residual CNN ({architecture}, {parameters:,} parameters, ReLU, batch norm, global average, linear head) for
+64 x 64 pictures of 100 classes; fp16 weights."""
+
+PLAIN_RECIPE = """`training/train_classifier.py`
+(SGD with Nesterov momentum, cosine schedule, label smoothing 0.1, random crops, mirror, mild colour, progressive
+resizing, the last epochs on unscaled crops), on the CPU."""
+
+BCOS_NETWORK = """A B-cos twin of `builtin:tiny-imagenet` ({architecture}, {parameters:,} parameters, exponent 2, ReLU gates, batch norm
+without centring, a classifier on every position before the global average) for 64 x 64 pictures of 100 classes; six input
+channels, no mean or standard deviation, sigmoid outputs; fp16 weights. Its logits are exact sums of what pixels and
+concepts contribute."""
+
+BCOS_RECIPE = """`training/train_bcos.py`
+(filters of the plain classifier to begin with, Adam, cosine schedule, binary cross-entropy with uniform off-labels, random
+crops, mirror, mild colour, progressive resizing, the last epochs on unscaled crops), on the CPU."""
+
+LENS_CARD = """# Card: the built-in lens `{name}`
 
 Written by `training/cards.py` from `figures.json`.
 
-## Classifier (`builtin:tiny-imagenet`)
+## Classifier (`builtin:{name}`)
 
-A plain residual CNN ({architecture}, {parameters:,} parameters, ReLU, batch norm, global average, linear head) for
-64 x 64 pictures of 100 classes; fp16 weights.
+{network}
 
 | measured | value |
 |---|---|
 | top-1 on the 2,500 validation pictures, as shipped | {val_top1:.2%} |
 | epochs (picture side) | {epochs} |
 
-Data: 100 of the 200 classes of Tiny ImageNet, 500 training pictures each. Recipe: `training/train_classifier.py`
-(SGD with Nesterov momentum, cosine schedule, label smoothing 0.1, random crops, mirror, mild colour, progressive
-resizing, the last epochs on unscaled crops), on the CPU.
+Data: 100 of the 200 classes of Tiny ImageNet, 500 training pictures each. Recipe: {recipe}
 
 ## Lens
 
@@ -89,23 +102,36 @@ def describe(epochs: list[dict[str, int]]) -> str:
 
 
 def main() -> None:
-    figures = json.loads((LENS / "figures.json").read_text())
-    meta = json.loads((LENS / "classifier.json").read_text())
-    epochs = figures["epochs"]
+    write_lens_card("tiny-imagenet", PLAIN_NETWORK, PLAIN_RECIPE)
+    if (LENSES / "tiny-imagenet-bcos/figures.json").is_file():
+        write_lens_card("tiny-imagenet-bcos", BCOS_NETWORK, BCOS_RECIPE)
+    write_encoder_card()
+
+
+def write_lens_card(name: str, network: str, recipe: str) -> None:
+    home = LENSES / name
+    figures = json.loads((home / "figures.json").read_text())
+    arguments = json.loads((home / "classifier.json").read_text())["arguments"]
     lens = figures["lens"]
     dropped = ", ".join(f"{count} {why}" for why, count in lens["phrases_dropped"].items() if count) or "none"
-    arguments = meta["arguments"]
-    (LENS / "card.md").write_text(
+    (home / "card.md").write_text(
         LENS_CARD.format(
-            architecture=f"widths {arguments['widths']}, blocks {arguments['blocks']}",
-            parameters=figures["parameters"],
+            name=name,
+            network=network.format(
+                architecture=f"widths {arguments['widths']}, blocks {arguments['blocks']}",
+                parameters=figures["parameters"],
+            ),
+            recipe=recipe,
             val_top1=figures["val_top1"],
-            epochs=describe(epochs),
+            epochs=describe(figures["epochs"]),
             dropped=dropped,
             **{k: lens[k] for k in ("pictures", "held_out", "r2", "cosine", "reverse_r2", "phrases")},
         ),
         encoding="utf-8",
     )
+
+
+def write_encoder_card() -> None:
     encoder = json.loads((ENCODER / "figures.json").read_text())
     shape = json.loads((ENCODER / "encoder.json").read_text())
     left_out = encoder.get("left_out")
