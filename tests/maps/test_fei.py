@@ -196,6 +196,50 @@ def test_the_pixels_that_decide_come_first(patch, settings):
         assert inside.ravel()[order].mean() > 0.95
 
 
+class Silent(nn.Module):
+    """Class 0 by a unit that a white picture excites, a supporter and an inhibitor that only darker pixels excite."""
+
+    REGIONS = {"active": slice(0, 4), "supporter": slice(4, 8), "inhibitor": slice(8, 12), "nothing": slice(12, 16)}
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 1), nn.Linear(3, 2)
+        shown = torch.zeros(3, *SIZE)
+        for unit, rows in enumerate(list(self.REGIONS.values())[:3]):
+            shown[unit, rows] = 1
+        self.register_buffer("shown", shown)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.tensor([1.0, -1, -1]).view(3, 1, 1, 1).expand(3, 3, 1, 1) / 3)
+            self.conv.bias.copy_(torch.tensor([0.0, 0.9, 0.9]))
+            self.fc.weight.copy_(torch.tensor([[40.0, 40, -40], [0, 0, 0]]))
+
+    def forward(self, x):
+        return self.fc((torch.relu(self.conv(x)) * self.shown).mean((2, 3)))
+
+
+@pytest.mark.parametrize("preset", ["paper", "fast"])
+@pytest.mark.parametrize(
+    ("game", "clipping", "supporter", "inhibitor"),
+    [
+        # Darkening the supporter's pixels would raise the score by a unit that the picture leaves silent.
+        ("preservation", "NONE", "below", "above"),
+        ("preservation", "IBM", "same", "above"),
+        ("deletion", "NONE", "below", "above"),
+        ("deletion", "IBM", "below", "same"),
+    ],
+)
+def test_clipping_knows_raising_from_lowering(preset, game, clipping, supporter, inhibitor):
+    model = classifier(Silent(), size=SIZE)
+    method = FEI(preset=preset, game=game, clipping=clipping, iterations=6)
+    found = method(model, torch.ones(1, 3, *SIZE), torch.tensor([0]))[0].array
+    means = {name: float(found[rows].mean()) for name, rows in Silent.REGIONS.items()}
+    spread = float(found.max() - found.min())
+    assert means["active"] > means["nothing"] + 0.1 * spread
+    for name, expected in (("supporter", supporter), ("inhibitor", inhibitor)):
+        gap = (means[name] - means["nothing"]) / spread
+        assert {"below": gap < -0.1, "above": gap > 0.1, "same": abs(gap) < 1e-3}[expected], (name, gap)
+
+
 def test_passes_are_counted():
     model = classifier(seeded(Cnn), size=SIZE)
     x, targets = pictures(2, SIZE), torch.tensor([0, 1])

@@ -50,7 +50,8 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
         colour = drawn[:, step // 2] if step % 2 == 0 else 1 - drawn[:, step // 2]
         masks = cut(field, quantiles).flatten(0, 1)[:, None].requires_grad_()
         loss = game.loss(view, masks, colour.reshape(-1, 3, 1, 1))
-        gradient = view.gradient(-loss, masks, what="the mask").view(count, len(quantiles), height, width)
+        # The loss itself goes through the network: backward clipping tells raising from lowering by its sign.
+        gradient = -view.gradient(loss, masks, what="the mask").view(count, len(quantiles), height, width)
         done = step / max(1, iterations - 1)
         width_now = WIDEST * (NARROWEST / WIDEST) ** done if NARROWEST else WIDEST * (1 - done)
         rate = LEARNING_RATE * (1 + math.cos(math.pi * step / iterations)) / 2
