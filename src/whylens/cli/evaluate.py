@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +11,16 @@ import typer
 from whylens.cli.console import errors, output
 
 _SHOWN_FAILURES = 20
+# Every kind is a module with COMMON | OPTIONS of this command's options, and evaluate(**them).
+_KINDS = {"maps": "whylens.cli.evaluate_maps"}
+_PLANNED = ("words", "traces")
+COMMON = frozenset(
+    ("images", "methods", "out", "kind", "lens", "metrics", "against", "seed", "limit", "device", "overwrite")
+)
 
 
 def run(
+    ctx: typer.Context,
     images: Annotated[list[Path], typer.Option(help="Picture file or folder; may be repeated.", show_default=False)],
     methods: Annotated[
         str, typer.Option(help="Methods joined by commas, such as grad_cam,random_map.", show_default=False)
@@ -21,30 +28,35 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder of the results.", show_default=False)],
     kind: Annotated[str, typer.Option(help="What is evaluated: maps.")] = "maps",
     classifier: Annotated[
-        str | None, typer.Option(help="A classifier's source, such as torchvision:resnet50; see `whylens models`.")
+        str | None,
+        typer.Option(help="Maps: a classifier's source, such as torchvision:resnet50; see `whylens models`."),
     ] = None,
     lens: Annotated[
-        str | None, typer.Option(help="A lens whose classifier is taken instead; tiny-imagenet by default.")
+        str | None, typer.Option(help="A lens (for maps: whose classifier is taken); tiny-imagenet by default.")
     ] = None,
     metrics: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Joined by commas: fei (six curves), rise (the classical pair), a curve such as insertion-blur, "
-            "activations, localisation, sensitivity, randomisation, evidence."
+            help="Joined by commas. Maps: fei (six curves), rise (the classical pair), a curve such as "
+            "insertion-blur, activations, localisation, sensitivity, randomisation, evidence; fei,activations by "
+            "default."
         ),
-    ] = "fei,activations",
-    layers: Annotated[
-        str | None, typer.Option(help="Layers whose activations are measured, joined by commas; found by default.")
     ] = None,
-    step: Annotated[int | None, typer.Option(help="Pixels a step of the curves; a 28th of the picture.")] = None,
-    score: Annotated[str, typer.Option(help="probability or logit.")] = "probability",
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Maps: layers whose activations are measured, joined by commas; found by default."),
+    ] = None,
+    step: Annotated[int | None, typer.Option(help="Maps: pixels a step of the curves; a 28th of the picture.")] = None,
+    score: Annotated[str, typer.Option(help="Maps: probability or logit.")] = "probability",
     masks: Annotated[
         Path | None, typer.Option(help="For localisation: a folder of mask pictures, or a CSV (file,x0,y0,x1,y1).")
     ] = None,
     against: Annotated[str | None, typer.Option(help="Method that others are compared with; the first.")] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first pictures by name.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Perturbed pictures in one pass; found by default.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Maps: perturbed pictures in one pass; found by default.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another evaluation in --out.")] = False,
 ) -> None:
@@ -55,54 +67,29 @@ def run(
         raise InputError(f"`whylens evaluate --kind {kind}` is not there yet. Accepted kinds: {', '.join(_KINDS)}.")
     if kind not in _KINDS:
         raise unknown_name("kind of evaluation", kind, _KINDS)
-    if classifier is not None and lens is not None:
-        raise InputError("Give --classifier or --lens, not both.")
-    _KINDS[kind](
-        images=images,
-        methods=_split(methods),
-        out=out,
-        classifier=classifier,
-        lens=lens,
-        metrics=_split(metrics),
-        layers=None if layers is None else _split(layers),
-        step=step,
-        score=score,
-        masks=masks,
-        against=against,
-        seed=seed,
-        limit=limit,
-        batch_size=batch_size,
-        device=device,
-        overwrite=overwrite,
-    )
+    module = importlib.import_module(_KINDS[kind])
+    accepted = COMMON | module.OPTIONS
+    for name in ctx.params:
+        if name not in accepted and _given(ctx, name):
+            raise InputError(
+                f"--{name.replace('_', '-')} does not apply to --kind {kind}. It takes "
+                f"{', '.join('--' + n.replace('_', '-') for n in ctx.params if n in accepted)}."
+            )
+    module.evaluate(**{name: value for name, value in ctx.params.items() if name in accepted and name != "kind"})
 
 
-def _maps(
-    *,
-    images: list[Path],
-    methods: list[str],
-    out: Path,
-    classifier: str | None,
-    lens: str | None,
-    device: str | None,
-    **options: Any,
-) -> None:
-    from whylens.cli.console import progress_bar
-    from whylens.errors import InputError
-    from whylens.evaluation import Selection, evaluate_maps
-    from whylens.images import find_pictures
-    from whylens.registry import get_method
+def _given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
 
-    # What is cheap to refuse is refused before a network is loaded.
-    Selection.named(options["metrics"])
-    for name in methods:
-        if (found := get_method(name).kind) != "map":
-            raise InputError(f"{name!r} explains by {found}; `whylens methods --kind map` lists map methods.")
-    find_pictures(images)
-    with errors().status("Loading the classifier"):
-        loaded = _classifier(classifier, lens, device)
-    with progress_bar("Evaluating") as progress:
-        done = evaluate_maps(loaded, images, methods, out, progress=progress, **options)
+
+def split(text: str | None) -> list[str] | None:
+    """Names joined by commas as a list; None stays None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def report(done: Any) -> None:
+    """Print the table of a finished evaluation, and leave with code 3 where something failed."""
     known = f" ({done.reused} from an earlier run)" if done.reused else ""
     output().print(_table(done.summary))
     output().print(
@@ -125,35 +112,17 @@ def _tell(pictures: Any, methods: Any) -> None:
         errors().print(f"  and {len(lines) - _SHOWN_FAILURES} more, in results.json")
 
 
-def _classifier(source: str | None, lens: str | None, device: str | None) -> Any:
-    if source is not None:
-        from whylens.classifiers import load_classifier
-
-        return load_classifier(source, device=device)
-    from whylens.lens import Lens
-
-    return Lens.load(lens or "tiny-imagenet", device=device).classifier
-
-
 def _table(summary: Any) -> Any:
     """Mean scores without activations; their many rows, and all intervals, are in the file."""
     from rich.table import Column, Table
 
-    from whylens.evaluation.summary import lower_is_better
+    from whylens.evaluation.summary import is_activation, lower_is_better
 
     table = Table(Column("mean over pictures", no_wrap=True), *summary.methods, box=None, header_style="bold")
     for protocol, found in summary.scores.items():
-        if "@" in protocol:
+        if is_activation(protocol):
             continue
         arrow = {None: "", True: " ↓", False: " ↑"}[lower_is_better(protocol)]
         means = [found[m].mean if m in found else None for m in summary.methods]
         table.add_row(protocol + arrow, *["–" if mean is None else f"{mean:.3f}" for mean in means])
     return table
-
-
-def _split(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-_KINDS: dict[str, Callable[..., None]] = {"maps": _maps}
-_PLANNED = ("words", "traces")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from whylens.evaluation.figure import draw_curves
-from whylens.evaluation.summary import Summary, lower_is_better
+from whylens.evaluation.summary import Summary, is_activation, lower_is_better
 from whylens.lens.lens import library_versions, peak_memory_mb
 from whylens.metrics import Interval
 from whylens.store import atomic_file
@@ -92,14 +92,14 @@ def _page(
             f"**{summary.pictures} pictures are few:** bootstrap intervals of fewer than {_ENOUGH_PICTURES} are too "
             "narrow, so that differences look surer than they are."
         )
-    curves = [p for p in summary.scores if not _is_activation(p)]
+    curves = [p for p in summary.scores if not is_activation(p)]
     if curves:
         parts += ["## Scores", _score_table(summary, curves)]
-    means = [p for p in summary.scores if _is_activation(p) and _MEAN_LAYER in p]
+    means = [p for p in summary.scores if is_activation(p) and _MEAN_LAYER in p]
     if means:
         note = f"Means over the layers {layers}; each layer by itself is in results.json."
         parts += ["## Activations", note, _score_table(summary, means)]
-    differences = [p for p in summary.differences if not _is_activation(p) and lower_is_better(p) is not None]
+    differences = [p for p in summary.differences if not is_activation(p) and lower_is_better(p) is not None]
     if differences:
         title = f"## Paired differences from {summary.against}"
         note = "Method minus the reference on the same pictures; * where the interval leaves out zero."
@@ -118,10 +118,6 @@ def _page(
     if failures["pictures"] or failures["methods"]:
         parts += ["## Failures", _failure_list(failures)]
     return "\n\n".join(parts) + "\n"
-
-
-def _is_activation(protocol: str) -> bool:
-    return "@" in protocol
 
 
 def _score_table(summary: Summary, protocols: Sequence[str]) -> str:

@@ -68,6 +68,11 @@ def lower_is_better(protocol: str) -> bool | None:
     return None if protocol.startswith(_NEITHER) else protocol.startswith(_LOWER)
 
 
+def is_activation(protocol: str) -> bool:
+    """Whether an id is that of a measure inside the network: many rows, one for each layer."""
+    return "@" in protocol and not protocol.startswith("words-")
+
+
 def summarise(
     rows: Sequence[Mapping[str, Any]],
     whole: Mapping[str, Mapping[str, Any]],
