@@ -12,6 +12,7 @@ SOURCE = ROOT / "src" / "whylens"
 # Highest first; the rooms of one row do not import each other.
 STOREYS = [
     ["cli"],
+    ["claims"],
     ["report", "planted"],
     ["evaluation", "checks"],
     ["records"],

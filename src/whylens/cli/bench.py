@@ -1,4 +1,4 @@
-"""`whylens bench planted`: every method against the measured causes of planted scenes."""
+"""`whylens bench`: methods against the measured causes of planted scenes, and the papers' claims tested again."""
 
 from __future__ import annotations
 
@@ -78,6 +78,56 @@ def planted(
             where = f"{failure['method']} on {failure['rule']}-{failure['architecture']}"
             errors().print(f"  {where}: {failure['reason']}", markup=False, soft_wrap=True)
         raise typer.Exit(3)
+
+
+@app.command()
+def claims(
+    out: Annotated[Path, typer.Option(help="Folder of the results; an unfinished run in it goes on.")],
+    only: Annotated[
+        str | None, typer.Option("--claims", help="Names of claims joined by commas; all by default.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures for the claims about real ones; without it they are not tested."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many of these pictures.")] = 50,
+    networks: Annotated[
+        str, typer.Option(help="Classifier sources joined by commas, for the claims about maps.")
+    ] = "builtin:tiny-imagenet",
+    passes: Annotated[int, typer.Option(help="Network passes that a map of these claims may spend.")] = 90,
+    rules: Annotated[str | None, typer.Option(help="Planted rules joined by commas; all by default.")] = None,
+    architectures: Annotated[
+        str | None, typer.Option(help="Architectures of planted classifiers; all that there are by default.")
+    ] = None,
+    scenes: Annotated[int, typer.Option(help="Pictures a planted classifier.")] = 500,
+    fit_scenes: Annotated[int, typer.Option(help="Pictures that a planted classifier's lens is fitted on.")] = 5000,
+    seed: Annotated[int, typer.Option(help="Of scenes, pictures' random draws and intervals.")] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps effects and features; WHYLENS_CACHE, or ~/.cache/whylens.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run's results.")] = False,
+) -> None:
+    """Test the central claims of the four papers again, each with effect sizes, intervals and a verdict."""
+    from whylens.claims import ClaimPlan, run_claims
+
+    plan = ClaimPlan(
+        rules=_items(rules),
+        architectures=_items(architectures),
+        scenes=scenes,
+        fit_scenes=fit_scenes,
+        images=images,
+        limit=limit,
+        networks=_items(networks) or (),
+        passes=passes,
+        seed=seed,
+    )
+    with progress_bar("Claims") as progress:
+        run = run_claims(plan, out, claims=_items(only), cache=cache, overwrite=overwrite, progress=progress)
+    for finding in run.findings:
+        output().print(f"{finding.claim}: [bold]{finding.verdict}[/]", soft_wrap=True)
+        for note in finding.notes:
+            output().print(f"  {note}", markup=False, soft_wrap=True)
+    output().print(f"Everything measured: {out / 'claims.md'}", markup=False, soft_wrap=True)
 
 
 def _items(text: str | None) -> tuple[str, ...] | None:

@@ -233,6 +233,16 @@ def _shipped() -> Organisms:
     return organisms
 
 
+def classifiers_of(plan: Plan, organisms: Organisms) -> list[tuple[str, str]]:
+    """(rule, architecture) of every classifier of the plan.
+
+    Raises:
+        InputError: for an unknown rule or architecture, a choice without a classifier, or too few scenes.
+    """
+    _check(plan)
+    return _classifiers(plan, organisms.organism_names())
+
+
 def _classifiers(plan: Plan, names: Sequence[str]) -> list[tuple[str, str]]:
     """(rule, architecture) of every classifier of the plan."""
     for rule in plan.rules or ():

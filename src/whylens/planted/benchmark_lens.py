@@ -11,8 +11,10 @@ import numpy as np
 
 from whylens.alignment import Moments, Statistics, fit_aligner
 from whylens.banks import ConceptBank
+from whylens.dictionaries import FeatureTensor, Origin, train_dictionary
 from whylens.errors import InputError
 from whylens.lens import Lens
+from whylens.lens.fitting import latent_exemplars
 from whylens.lens.lens import EncoderReference
 from whylens.planted.benchmark_cache import paired_features
 from whylens.planted.phrases import USES, ScenePhrase, scene_phrases
@@ -20,8 +22,12 @@ from whylens.planted.rules import draw
 from whylens.planted.scoring_common import COLUMN_OF, Array
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from whylens.classifiers import Classifier
+    from whylens.dictionaries import DictionarySettings
     from whylens.encoders import Encoder
+    from whylens.planted.scene import Scene
 
 #: What a lens is fitted on: the rule's own training distribution, as a user would, or scenes with every attribute
 #: independent; with the split that each draws from.
@@ -69,7 +75,7 @@ def fit_scene_lens(
         size: of the pictures.
         cache: folder of features and embeddings.
     """
-    scenes = draw(rule, count, seed + _FIT_SEED, FITS[fit]).scenes
+    scenes = fit_scenes(rule, fit, count, seed)
     features, embeddings = paired_features(classifier, encoder, scenes, cache, size=size)
     held = len(features) - max(20, len(features) // 10)
     moments = Moments(features.shape[1], embeddings.shape[1])
@@ -89,6 +95,30 @@ def fit_scene_lens(
         name=f"{classifier.name} ({fit})",
         reader=encoder,
     )
+
+
+def fit_scenes(rule: str, fit: str, count: int, seed: int) -> Sequence[Scene]:
+    """The scenes that a lens is fitted on."""
+    return draw(rule, count, seed + _FIT_SEED, FITS[fit]).scenes
+
+
+def with_dictionary(
+    lens: Lens, features: Tensor, embeddings: Tensor, settings: DictionarySettings | None = None
+) -> Lens:
+    """The same lens with a sparse autoencoder over the pooled features that it was fitted on.
+
+    Args:
+        lens: of a planted classifier.
+        features: (N, d) pooled; the last tenth is held out, as :func:`fit_scene_lens` does.
+        embeddings: (N, m) of the same scenes.
+        settings: of the dictionary; the preset ``default`` if None.
+    """
+    held = len(features) - max(20, len(features) // 10)
+    origin = Origin.of(lens.classifier, pooled=True)
+    source = FeatureTensor(features[:held], features[held:], origin=origin)
+    dictionary = train_dictionary(source, settings)
+    exemplars = latent_exemplars(dictionary, lens.classifier, features[held:], embeddings[held:])
+    return replace(lens, dictionary=dictionary, latent_exemplars=exemplars)
 
 
 def with_phrases(lens: Lens, encoder: Encoder, phrases: Sequence[ScenePhrase]) -> Lens:

@@ -14,8 +14,8 @@ from torch import Tensor
 from whylens.errors import InputError
 from whylens.metrics.curves import RISE_CURVES
 from whylens.metrics.maps import score_maps as curve_areas_of
-from whylens.planted.benchmark_cache import cached_shapley, effect_tables, embed_pictures
-from whylens.planted.benchmark_lens import fit_scene_lens, named_columns, readable_phrases, with_phrases
+from whylens.planted.benchmark_cache import cached_shapley, effect_tables, embed_pictures, paired_features
+from whylens.planted.benchmark_lens import fit_scene_lens, fit_scenes, named_columns, readable_phrases, with_phrases
 from whylens.planted.benchmark_methods import MethodSpec
 from whylens.planted.benchmark_questions import MAIN, Asked, questions
 from whylens.planted.floors import MAP_FLOORS, WORDS_FLOORS, Known
@@ -109,6 +109,11 @@ class Stage:
         )
         return {"all": lens, **{n: with_phrases(lens, self.encoder, self.banks[n]) for n in BANKS[1:]}}
 
+    def fit_pairs(self, architecture: str, fit: str) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, d) and embeddings (N, m) that the lens was fitted on, the held-out tenth included."""
+        scenes = fit_scenes(self.rule, fit, self.plan.fit_scenes, self.plan.seed)
+        return paired_features(self.classifiers[architecture], self.encoder, scenes, self.cache, size=self.plan.size)
+
     def _seen(self, architecture: str) -> tuple[Tensor, Tensor]:
         """Features and logits of every picture."""
         with torch.no_grad():
@@ -134,20 +139,20 @@ class Stage:
         return scores
 
     def _answer(self, spec: MethodSpec, architecture: str, lens: Lens, asked: Asked) -> WordsAnswer:
-        results = self._ask(spec.make(), architecture, lens, asked)
+        results = self.ask(spec.make(), architecture, lens, asked)
         answer = read_words(results, lens.bank.phrases, len(asked.rows))
         if asked.name != MAIN or not spec.accepts("k"):
             return answer
         # The order of the whole bank needs neither the control nor the choice of what is shown.
         changes = {"k": None} | ({"control": False} if spec.accepts("control") else {})
-        whole = self._ask(spec.make(**changes), architecture, lens, asked)
+        whole = self.ask(spec.make(**changes), architecture, lens, asked)
         read_words(whole, lens.bank.phrases, len(asked.rows))
         scores = whole_scores(whole, lens.bank.phrases)
         return WordsAnswer(
             answer.shown, answer.suppressing, answer.shown_supported, answer.suppressing_supported, scores
         )
 
-    def _ask(self, method: Any, architecture: str, lens: Lens, asked: Asked) -> Any:
+    def ask(self, method: Any, architecture: str, lens: Lens, asked: Asked) -> Any:
         """A words method's results in batches; from features that are at hand, where it takes them."""
         results: list[Any] = []
         from_features = getattr(method, "from_features", None)

@@ -1,0 +1,6 @@
+"""Claims of the four papers, tested again with this library's own measurements."""
+
+from whylens.claims.finding import Claim, Effect, Finding
+from whylens.claims.run import CLAIMS, ClaimPlan, ClaimsRun, run_claims
+
+__all__ = ["CLAIMS", "Claim", "ClaimPlan", "ClaimsRun", "Effect", "Finding", "run_claims"]

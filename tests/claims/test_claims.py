@@ -1,0 +1,202 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from planted_stand_ins import SIZE, StandIns
+from typer.testing import CliRunner
+
+from whylens.claims import CLAIMS, ClaimPlan, run_claims
+from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, VERDICTS, Effect, Finding, difference, level, verdict
+from whylens.claims.maps import network_label
+from whylens.claims.planted_words import VARIANTS
+from whylens.errors import InputError, StoreError
+from whylens.planted.benchmark import Plan, run_benchmark
+from whylens.planted.benchmark_methods import parse_methods
+
+SCENES, FIT = 24, 300
+PLAN = ClaimPlan(rules=("shape",), architectures=("cnn",), scenes=SCENES, fit_scenes=FIT, size=SIZE)
+WORDS = ["decision-critical-features", "dictionary-helps", "influence-beats-both", "influence-is-a-proxy"]
+
+
+@pytest.fixture(scope="module")
+def organisms():
+    return StandIns(scenes=SCENES, fit_scenes=FIT, rules=("shape",))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def finished(organisms, cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("claims") / "out"
+    return run_claims(PLAN, out, claims=WORDS, organisms=organisms, cache=cache), out
+
+
+def effect(low, *, decides=True):
+    high = None if low is None else low + 1
+    return Effect("a", "n", None if low is None else low + 0.5, low, high, 9, decides=decides)
+
+
+@pytest.mark.parametrize(
+    ("lows", "above", "expected"),
+    [
+        ([0.1, 0.2], 0, HOLDS),
+        ([0.1, -0.2], 0, PARTLY),
+        ([-0.1, 0.0], 0, NOT),
+        ([0.3, 0.4], 0.5, NOT),
+        ([0.6, None], 0.5, HOLDS),
+        ([None], 0, UNTESTED),
+        ([], 0, UNTESTED),
+    ],
+)
+def test_verdict_follows_the_deciding_intervals(lows, above, expected):
+    shown_only = [effect(-5.0, decides=False), effect(5.0, decides=False)]
+    assert verdict([*map(effect, lows), *shown_only], above=above) == expected
+
+
+def test_differences_are_paired():
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=200)
+    first, second = base + 1, base.copy()
+    first[:20] = np.nan
+    found = difference("x", "n", first, second)
+    assert found.mean == pytest.approx(1)
+    assert found.low == pytest.approx(1)
+    assert found.pictures == 180
+    assert found.first == pytest.approx(np.nanmean(first))
+    assert found.second == pytest.approx(base[20:].mean())
+    noisy = level("x", "n", base)
+    error = base.std() / np.sqrt(200)
+    assert noisy.high - noisy.low == pytest.approx(2 * 1.96 * error, rel=0.2)
+    with pytest.raises(InputError, match="one a picture"):
+        difference("x", "n", base, base[:-1])
+
+
+def test_every_claim_has_a_meaning_for_every_verdict():
+    assert len(CLAIMS) >= 6
+    for name, claim in CLAIMS.items():
+        assert claim.name == name
+        assert set(claim.meanings) == set(VERDICTS)
+        assert claim.test
+        assert claim.source
+
+
+def test_hits_are_those_of_the_benchmark(finished, organisms, cache, tmp_path):
+    run, _ = finished
+    plan = Plan(
+        methods=tuple(parse_methods("faithtrace,text_to_concept{centred=False}")),
+        rules=PLAN.rules,
+        architectures=PLAN.architectures,
+        scenes=SCENES,
+        fit_scenes=FIT,
+        size=SIZE,
+    )
+    units = run_benchmark(plan, tmp_path / "bench", organisms=organisms, cache=cache).results["units"]
+    means = {u["method"]: u["scores"]["all"]["main"]["hit@1"]["mean"] for u in units if not u["floor"]}
+    beats = next(f for f in run.findings if f.claim == "influence-beats-both")
+    (pair,) = [e for e in beats.effects if e.comparison == "faithtrace − text_to_concept, raw"]
+    assert pair.first == pytest.approx(means["faithtrace"])
+    assert pair.second == pytest.approx(means["text_to_concept{centred=False}"])
+    assert pair.mean == pytest.approx(pair.first - pair.second)
+
+
+def test_files_hold_every_finding(finished):
+    run, out = finished
+    assert [f.claim for f in run.findings] == WORDS
+    assert run.computed == len(WORDS)
+    results = json.loads((out / "claims.json").read_text(encoding="utf-8"))
+    assert [Finding.from_dict(values) for values in results["findings"]] == list(run.findings)
+    page = (out / "claims.md").read_text(encoding="utf-8")
+    for finding in run.findings:
+        assert finding.verdict in page
+        assert finding.meaning in page
+        assert {e.network for e in finding.effects} == {"shape-cnn"}
+
+
+def test_an_interrupted_run_goes_on(finished, organisms, cache, monkeypatch):
+    _, out = finished
+    (out / "rows" / f"{WORDS[1]}.json").write_text("{half", encoding="utf-8")
+    again = run_claims(PLAN, out, claims=WORDS, organisms=organisms, cache=cache)
+    assert again.computed == 1
+    assert [f.claim for f in again.findings] == WORDS
+    (kept,) = (out / "work").glob("words--*.npz")
+    kept.write_bytes(b"damaged")
+    (out / "rows" / f"{WORDS[0]}.json").unlink()
+    assert run_claims(PLAN, out, claims=WORDS[:1], organisms=organisms, cache=cache).computed == 1
+    with np.load(kept) as stored:
+        assert {key.split("|")[0] for key in stored.files} == set(VARIANTS)
+
+
+def test_claims_about_pictures_need_pictures(organisms, cache, tmp_path):
+    plan = dataclasses.replace(PLAN, limit=8)
+    run = run_claims(plan, tmp_path / "out", claims=["nested-masks"], organisms=organisms, cache=cache)
+    (finding,) = run.findings
+    assert finding.verdict == UNTESTED
+    assert "--images" in finding.notes[0]
+    assert finding.effects == ()
+
+
+@pytest.mark.slow
+def test_claims_about_maps(organisms, cache, tmp_path):
+    from skimage.data import chelsea, coffee
+    from skimage.io import imsave
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n, picture in enumerate((chelsea(), coffee())):
+        for part in range(4):
+            side = min(picture.shape[:2]) // 2
+            top, left = (part // 2) * side, (part % 2) * side
+            imsave(folder / f"{n}-{part}.png", picture[top : top + side, left : left + side])
+    plan = dataclasses.replace(PLAN, images=folder, limit=8, passes=9)
+    names = ["clipping-keeps-the-pathway", "nested-masks"]
+    run = run_claims(plan, tmp_path / "out", claims=names, organisms=organisms, cache=cache)
+    for finding in run.findings:
+        assert finding.verdict in VERDICTS[:3]
+        assert finding.pictures == "8"
+        assert all(e.low <= e.mean <= e.high for e in finding.effects)
+    free = {e.comparison: e.mean for e in run.findings[0].effects}
+    assert free["insertion, NONE"] != free["insertion, IBM"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "claims", "message"),
+    [
+        ({"limit": 2}, None, "limit"),
+        ({"passes": 3}, None, "passes"),
+        ({"networks": ()}, None, "networks"),
+        ({}, ["nested-mask"], "nested-masks"),
+        ({"rules": ("shap",)}, WORDS[:1], "shape"),
+    ],
+)
+def test_bad_input(changes, claims, message, organisms, cache, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run_claims(
+            dataclasses.replace(PLAN, **changes), tmp_path / "out", claims=claims, organisms=organisms, cache=cache
+        )
+
+
+def test_another_run_is_not_overwritten(finished, organisms, cache, tmp_path):
+    _, out = finished
+    with pytest.raises(StoreError, match="other settings"):
+        run_claims(dataclasses.replace(PLAN, seed=1), out, claims=WORDS, organisms=organisms, cache=cache)
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"mine\.txt"):
+        run_claims(PLAN, tmp_path, claims=WORDS, organisms=organisms, cache=cache, overwrite=True)
+
+
+def test_the_command_says_what_cannot_be_tested(tmp_path):
+    from whylens.cli.app import app
+
+    run = CliRunner().invoke(app, ["bench", "claims", "--out", str(tmp_path / "out"), "--claims", "nested-masks"])
+    assert run.exit_code == 0, run.output
+    assert UNTESTED in run.output
+    assert (tmp_path / "out" / "claims.md").is_file()
+
+
+def test_sources_have_short_names():
+    assert network_label("file:/some/where.safetensors@timm:resnet18") == "timm:resnet18"
+    assert network_label("builtin:tiny-imagenet") == "builtin:tiny-imagenet"
