@@ -116,6 +116,23 @@ class Phrase(Plain):
 
 
 @dataclass(frozen=True)
+class DecidingUnit(Plain):
+    """One feature unit or latent that an explanation in words was made from.
+
+    Attributes:
+        unit: index of the latent (with a dictionary) or of the feature unit.
+        contribution: its part of the explained logit (or contrast), logit units; negative where it suppresses.
+        share: its absolute part of the sum of absolute contributions of all units, in [0, 1].
+        name: the phrase that is nearest to what the unit stands for, where that can be said.
+    """
+
+    unit: int
+    contribution: float
+    share: float
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class Words(Plain, Sequence[Phrase]):
     """An explanation in words, a sequence of :class:`Phrase`, highest score first.
 
@@ -133,6 +150,8 @@ class Words(Plain, Sequence[Phrase]):
         passes: forward passes of the network spent for this picture.
         seconds: wall time for this picture (its share of the batch).
         notes: sentences for the reader, such as warnings.
+        units: the deciding units that the phrases translate, strongest first, supporting ones before suppressing ones;
+            empty for methods that do not go through units.
     """
 
     method: str
@@ -148,6 +167,7 @@ class Words(Plain, Sequence[Phrase]):
     passes: float = 1.0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    units: tuple[DecidingUnit, ...] = ()
 
     @overload
     def __getitem__(self, index: int) -> Phrase: ...

@@ -59,11 +59,16 @@ def test_costs_are_left_out_only_where_they_are_costs(explanation):
     plain = explanation.to_dict()
     plain["traces"]["fact"]["remainders"] = {"seconds": 1.0}
     document = result_document(plain)
+    # Units came later: without any the result is what it was before.
     assert set(document["results"]["faithtrace"]) == set(plain["results"]["faithtrace"]) - {
         "seconds",
         "passes",
         "settings",
+        "units",
     }
+    plain["results"]["faithtrace"]["units"] = [{"unit": 3, "contribution": 0.123456, "share": 0.5, "name": None}]
+    (unit,) = result_document(plain)["results"]["faithtrace"]["units"]
+    assert unit == {"unit": 3, "contribution": 0.1235, "share": 0.5, "name": None}
     assert document["traces"]["fact"]["remainders"] == {"seconds": 1.0}
     assert "provenance" not in document
     assert document["results"]["faithtrace"]["phrases"][1]["score"] == 0.3333

@@ -20,6 +20,7 @@ METHOD_KINDS = ("results", "maps", "traces")
 _NOT_OF_METHOD = frozenset({"seconds", "passes", "settings"})
 # Parts that came later: without content they are left out, so that results recorded before them stay equal.
 _LATER = frozenset({"curves", "phrase_maps"})
+_LATER_OF_METHOD = frozenset({"units"})
 ARRAY_PARTS = (*METHOD_KINDS, "phrase_maps", "picture")
 # Costs and names (provenance), what the record keeps elsewhere, and what is made from the rest of the file.
 _NOT_RESULT = frozenset({"provenance", "picture", "schema_version", "record", "record_id", "hashes"})
@@ -89,7 +90,11 @@ def array_hashes(plain: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _without_costs(result: Any) -> Any:
     if not isinstance(result, Mapping):
         return _rounded_tree(result)
-    return {key: _rounded_tree(item) for key, item in result.items() if key not in _NOT_OF_METHOD}
+    return {
+        key: _rounded_tree(item)
+        for key, item in result.items()
+        if key not in _NOT_OF_METHOD and not (key in _LATER_OF_METHOD and not item)
+    }
 
 
 def _rounded_tree(value: Any) -> Any:
