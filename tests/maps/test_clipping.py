@@ -6,9 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from whylens.classifiers.execution import as_written
 from whylens.errors import InputError, ModelError
 from whylens.maps.clipping import MODES, Clipping, clip, keep_flags
-from whylens.maps.execution import as_written
 
 
 def generator(seed=0):

@@ -8,7 +8,7 @@ of the graph, one a picture, so that its share of any scalar is its gradient tim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -18,18 +18,18 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextlib.contextmanager
-def booked(module: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+def booked(module: nn.Module, *, skip: Collection[nn.Module] = ()) -> Iterator[list[tuple[str, Tensor]]]:
     """Inside the block a pass appends (layer name, constant) for every constant that it adds; batch first.
 
     A layer that is called twice appears twice. Costs one tensor of the layer's output size for each layer that adds a
-    constant; layers without one cost nothing.
+    constant; layers without one cost nothing. Layers in ``skip`` are left to the caller; see :func:`book`.
     """
     found: list[tuple[str, Tensor]] = []
     handles = []
     try:
         for name, layer in module.named_modules():
-            if shift_of(layer) is not None or is_position_embedding(layer):
-                handles.append(layer.register_forward_hook(_leaf(name, found)))
+            if layer not in skip and (shift_of(layer) is not None or is_position_embedding(layer)):
+                handles.append(layer.register_forward_hook(book(name, found)))
         yield found
     finally:
         for handle in handles:
@@ -56,7 +56,9 @@ def is_position_embedding(layer: nn.Module) -> bool:
     return type(layer).__name__ in ("PositionEmbedding", "PosEmbSinCos2d")
 
 
-def _leaf(name: str, found: list[tuple[str, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def book(name: str, found: list[tuple[str, Tensor]]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    """A forward hook that makes a layer's constant a leaf of the graph and appends it to ``found``."""
+
     def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         if is_position_embedding(layer):
             table = output if output.ndim == 3 else output[None]

@@ -163,9 +163,9 @@ def _check_questions(
         _promise(not np.array_equal(asked[0].array, against[0].array), method, f"the contrast {message}")
 
 
-def _check_failure(method: Any, classifier: Any, images: Tensor, seed: int) -> None:
-    """The network fails in the middle of the work; everything must still be restored."""
-    module = classifier.module
+def _check_failure(method: Any, subject: Any, images: Tensor, seed: int) -> None:
+    """The network fails in the middle of the work; everything must still be restored. A lens or a classifier."""
+    module = getattr(subject, "classifier", subject).module
     layers = [m for m in module.modules() if next(m.children(), None) is None]
     last = layers[-1]
     kept = last.__dict__.get("forward")
@@ -177,17 +177,22 @@ def _check_failure(method: Any, classifier: Any, images: Tensor, seed: int) -> N
 
     last.__dict__["forward"] = fail
     try:
-        method(classifier, images[:1], torch.zeros(1, dtype=torch.long), seed=seed)
+        method(subject, images[:1], torch.zeros(1, dtype=torch.long), seed=seed)
     except _Planned:
         pass
     except Exception as error:
-        _promise(False, method, f"a failure of the network was turned into {type(error).__name__}: {error}")
+        _promise(_planned(error), method, f"a failure of the network was turned into {type(error).__name__}: {error}")
     finally:
         if kept is None:
             last.__dict__.pop("forward", None)
         else:
             last.__dict__["forward"] = kept
     _unchanged(method, before, _state(module), " after a failure of the network")
+
+
+def _planned(error: BaseException | None) -> bool:
+    """Whether the planned failure is behind an error, named as its cause."""
+    return error is not None and (isinstance(error, _Planned) or _planned(error.__cause__))
 
 
 class _Planned(Exception):  # noqa: N818 (never seen by anyone)
@@ -266,4 +271,4 @@ def _same(old: Any, new: Any) -> bool:
 
 def _promise(kept: bool, method: Any, what: str) -> None:
     if not kept:
-        raise WhylensError(f"{type(method).__name__} breaks the contract of map methods: {what}.")
+        raise WhylensError(f"{type(method).__name__} breaks the contract of its kind: {what}.")

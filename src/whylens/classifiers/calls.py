@@ -220,6 +220,13 @@ def _mark(two: Spec, three: Spec) -> Spec:
 
 def run_tapped(module: nn.Module, x: Tensor, sites: Sequence[Site], exchange: Exchange) -> Any:
     """Run the network; at every site ``exchange(index, tensor)`` answers with what goes on in the tensor's place."""
+    with tapped(sites, exchange):
+        return module(x)
+
+
+@contextlib.contextmanager
+def tapped(sites: Sequence[Site], exchange: Exchange) -> Iterator[None]:
+    """The same for one pass that is run inside the block."""
     groups: dict[nn.Module, list[tuple[int, Site]]] = {}
     for index, site in enumerate(sites):
         groups.setdefault(site.module, []).append((index, site))
@@ -241,7 +248,7 @@ def run_tapped(module: nn.Module, x: Tensor, sites: Sequence[Site], exchange: Ex
         return wrap
 
     with patched({m: wrapper(own) for m, own in groups.items()}):
-        return module(x)
+        yield
 
 
 def replay(module: nn.Module, x: Tensor, sites: Sequence[Site], recording: Recording, values: Sequence[Tensor]) -> Any:

@@ -117,7 +117,7 @@ def inserted(
     places: list[tuple[Site, Layout]] = []
     for dictionary in chosen:
         dictionary.check(classifier, layer=False)
-        places.append(_place_of(dictionary, classifier))
+        places.append(place_of(dictionary, classifier))
     names = [str(site) for site, _ in places]
     for name in names:
         if names.count(name) > 1:
@@ -126,7 +126,12 @@ def inserted(
         yield handle
 
 
-def _place_of(dictionary: Dictionary, classifier: Classifier) -> tuple[Site, Layout]:
+def place_of(dictionary: Dictionary, classifier: Classifier) -> tuple[Site, Layout]:
+    """Where in a classifier's network a dictionary belongs, and how the tensor there is read as features.
+
+    Raises:
+        InputError: another classifier, or features that are joined from several layers.
+    """
     at = classifier
     if classifier.features_name != dictionary.origin.features:
         at = _split_again(dictionary, classifier)

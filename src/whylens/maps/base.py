@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from whylens.classifiers.execution import as_written
+from whylens.classifiers.pictures import check_pictures
 from whylens.classifiers.quiet import quiet
 from whylens.errors import InputError, ModelError, WhylensError
 from whylens.maps.batching import in_batches, out_of_memory
-from whylens.maps.execution import as_written
 from whylens.maps.view import Ledger, View
 from whylens.randomness import picture_hash
 from whylens.types import HeatMap
@@ -94,7 +95,7 @@ class MapMethod(ABC):
             ModelError: when the network cannot be explained by this method, or a gradient or map is not finite.
         """
         self.validate()
-        _check_images(images)
+        check_pictures(images)
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise InputError(f"batch_size must be a whole number of at least 1, or None; it is {batch_size!r}.")
         if not len(images):
@@ -235,25 +236,6 @@ def _unwrapped(classifier: Classifier) -> Classifier:
         name=classifier.name,
         source=classifier.source,
     )
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        what = (
-            f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else type(images).__name__
-        )
-        raise InputError(f"Pictures must be a float tensor (B, 3, H, W) with values in [0, 1]; these are {what}.")
-    if not images.numel():
-        return
-    low, high = float(images.detach().min()), float(images.detach().max())
-    # Written so that NaN fails too; a little room for resampling that overshoots.
-    if not (low >= -0.01 and high <= 1.01):
-        raise InputError(
-            f"Pictures must have values in [0, 1]; these run from {low:.3g} to {high:.3g}. Mean and standard deviation "
-            "are applied inside the classifier: Classifier.preprocess makes pictures as they are wanted."
-        )
 
 
 def _indices(classes: Tensor, what: str, count: int, accepted: int, device: torch.device) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from whylens.classifiers.exchange import RECTIFIERS, Exchanged, Function, call_in_place, first_tensor
 from whylens.errors import ModelError
 from whylens.maps.base import MapMethod
 from whylens.maps.gradients import CHANNELS, reduce_channels
-from whylens.maps.rules import RECTIFIERS, Exchanged, Function, call_in_place, first_tensor
 from whylens.maps.settings import check_choice
 from whylens.maps.view import View
 from whylens.registry import register

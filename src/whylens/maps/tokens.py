@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from whylens.classifiers.attention import attention_probabilities, open_attention, run_multihead
 from whylens.classifiers.calls import Forward
 from whylens.classifiers.layouts import read_layout
-from whylens.errors import ModelError
 
 MOST_EXTRA = 64
 """Class, distillation and register tokens that a grid may be preceded by."""
@@ -116,7 +116,7 @@ class Tape(TorchFunctionMode):
         """Answer one call of a function of PyTorch."""
         named = dict(kwargs or {})
         if self._open and func is functional.scaled_dot_product_attention:
-            return self._attend(*args, **named)
+            return open_attention(self._probabilities, *args, **named)
         result = func(*args, **named)
         if func in _CONVOLUTION and result.ndim == 4:
             self.grids.append((result.shape[-2], result.shape[-1]))
@@ -148,29 +148,10 @@ class Tape(TorchFunctionMode):
             probabilities.requires_grad_(True)
         self.attention.append(Attention(self.where[-1] if self.where else "", probabilities, self.batch))
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        if enable_gqa:
-            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-        scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        if is_causal:
-            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-            scores = scores.masked_fill(~allowed, -math.inf)
-        if attn_mask is not None:
-            scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-        probabilities = scores.softmax(-1)
+    def _probabilities(self, *scores: Any) -> Tensor:
+        probabilities = attention_probabilities(*scores)
         self._keep(probabilities)
-        return probabilities @ value
+        return probabilities
 
     def _multihead(
         self,
@@ -184,33 +165,11 @@ class Tape(TorchFunctionMode):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if module.bias_k is not None or module.add_zero_attn or query.ndim != 3 or key_padding_mask is not None:
-            raise ModelError(
-                "The attention of this network cannot be read: its nn.MultiheadAttention has added keys, a padding "
-                "mask or no batch axis. Methods that apply: gradient, integrated_gradients, rise, occlusion."
-            )
-        inputs = (query, key, value) if module.batch_first else tuple(t.transpose(0, 1) for t in (query, key, value))
-        weights = (
-            module.in_proj_weight.chunk(3)
-            if module.in_proj_weight is not None
-            else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        )
-        biases = (None,) * 3 if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-        q, k, v = (
-            functional.linear(t, weight, bias).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-            for t, weight, bias in zip(inputs, weights, biases, strict=True)
-        )
-        if attn_mask is not None and attn_mask.ndim == 3:
-            attn_mask = attn_mask.unflatten(0, (-1, module.num_heads))
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            # Here True means that a position is left out; in scaled_dot_product_attention it means the opposite.
-            attn_mask = ~attn_mask
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask, is_causal=is_causal and attn_mask is None)
-        output = module.out_proj(mixed.transpose(1, 2).flatten(2))
+        output = run_multihead(module, query, key, value, key_padding_mask, attn_mask=attn_mask, is_causal=is_causal)
         shown = self.attention[-1].probabilities if need_weights else None
         if shown is not None and average_attn_weights:
             shown = shown.mean(1)
-        return (output if module.batch_first else output.transpose(0, 1)), shown
+        return output, shown
 
 
 def _over_last(result: Tensor, args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
