@@ -12,6 +12,7 @@ from whylens.encoders import Encoder
 from whylens.errors import FitError, InputError
 from whylens.images import read_picture
 from whylens.lens.reference import PairedPass, held_out_flags, run_paired_pass
+from whylens.words import estimate_spectrum
 
 
 def run(classifier: Classifier, encoder: Encoder, pictures: list[Path], **changes: object) -> PairedPass:
@@ -39,6 +40,8 @@ def test_moments_and_held_out_pairs_are_those_of_a_plain_loop(
     centred_f, centred_g = f[~held] - f[~held].mean(0), g[~held] - g[~held].mean(0)
     torch.testing.assert_close(covariance, centred_f.T @ centred_f / 120, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(cross, centred_f.T @ centred_g / 120, rtol=1e-4, atol=1e-6)
+    whole = estimate_spectrum(torch.stack([classifier.preprocess(read_picture(path)) for path in pictures]))
+    torch.testing.assert_close(result.spectrum, whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_held_out_part_does_not_depend_on_the_order() -> None:
@@ -76,6 +79,7 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same(
     assert seen[0] > len(pictures) // 2
     assert resumed.used == whole.used == len(pictures)
     torch.testing.assert_close(resumed.features, whole.features)
+    torch.testing.assert_close(resumed.spectrum, whole.spectrum)
     for a, b in zip(resumed.moments.covariances(), whole.moments.covariances(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def test_a_saved_lens_explains_alike(lens: Lens, classifier: Classifier, picture
     a, b = lens.explain(pictures[0]), again.explain(pictures[0])
     assert [p.text for p in a.words] == [p.text for p in b.words]
     assert [p.score for p in a.words] == pytest.approx([p.score for p in b.words], rel=0.02)
+
+
+def test_names_and_spectrum_come_back(lens: Lens, classifier: Classifier, tmp_path: Path) -> None:
+    assert lens.spectrum is not None
+    again = Lens.load(lens.save(tmp_path / "lens"), classifier=classifier)
+    torch.testing.assert_close(again.spectrum, lens.spectrum, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(again.class_embeddings, lens.class_embeddings, rtol=1e-2, atol=1e-3, equal_nan=True)
+    # What the spectrum is matters to explanations by visualisation.
+    other = dataclasses.replace(lens, spectrum=lens.spectrum + 1)
+    assert other.fingerprint != lens.fingerprint
 
 
 def test_saving_twice_is_refused_and_overwriting_is_not(lens: Lens, classifier: Classifier, tmp_path: Path) -> None:

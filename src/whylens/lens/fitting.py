@@ -22,6 +22,7 @@ from whylens.errors import FitError, InputError
 from whylens.images import find_pictures
 from whylens.lens.lens import EncoderReference, Lens, peak_memory_mb
 from whylens.lens.reference import Progress, run_paired_pass
+from whylens.words.class_names import readable_class_names
 
 
 def fit(
@@ -134,6 +135,8 @@ def fit(
         report=report,
         dictionary=trained,
         latent_exemplars=exemplars,
+        class_embeddings=readable_class_names(encoder, classifier.class_names, tuple(templates)),
+        spectrum=paired.spectrum,
     )
 
 

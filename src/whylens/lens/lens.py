@@ -27,6 +27,7 @@ from whylens.errors import InputError, PictureError, WhylensError, unknown_name
 from whylens.images import Picture, read_picture
 from whylens.lens.faithfulness import measure_words
 from whylens.lens.maps import make_maps, map_phrases, measure_maps
+from whylens.lens.traces import map_concepts
 from whylens.randomness import picture_hash
 from whylens.registry import get_method
 from whylens.types import ClassScore, Explanation, HeatMap, Prediction, Provenance, Trace, Words
@@ -60,8 +61,13 @@ class Lens:
         encoder: which encoder the embeddings are from.
         name: of the lens; ``report``: how it was fitted.
         dictionary: a sparse autoencoder over features of the classifier, where one was fitted.
+        more_dictionaries: others, of further layers, for concept traces across layers.
         latent_exemplars: (K, m) mean image embedding of the reference pictures that activate each of its latents most
             (20 at most; the mean of all where none does), where it was fitted with the lens.
+        class_embeddings: (C, m) unit embeddings of the class names as the encoder reads them, NaN rows for names that
+            it does not know; None where it knows none.
+        spectrum: (3, h, w) mean magnitude spectrum of the pictures of the fit, see
+            :func:`whylens.words.estimate_spectrum`; it makes feature visualisations look natural.
     """
 
     classifier: Classifier
@@ -74,6 +80,15 @@ class Lens:
     report: Mapping[str, Any] = field(default_factory=dict)
     dictionary: Dictionary | None = None
     latent_exemplars: Tensor | None = None
+    class_embeddings: Tensor | None = None
+    spectrum: Tensor | None = None
+
+    more_dictionaries: tuple[Dictionary, ...] = ()
+
+    @property
+    def dictionaries(self) -> tuple[Dictionary, ...]:
+        """All dictionaries, ``dictionary`` first."""
+        return (*(() if self.dictionary is None else (self.dictionary,)), *self.more_dictionaries)
 
     @property
     def fingerprint(self) -> str:
@@ -83,9 +98,9 @@ class Lens:
             arrays = [
                 t.numpy() for _, t in sorted({**self.aligner.to_tensors(), **self.statistics.to_tensors()}.items())
             ]
-            if self.latent_exemplars is not None:
-                arrays.append(self.latent_exemplars.numpy())
-            extra = [] if self.dictionary is None else [self.dictionary.fingerprint]
+            later = (self.latent_exemplars, self.class_embeddings, self.spectrum)
+            arrays += [t.numpy() for t in later if t is not None]
+            extra = [dictionary.fingerprint for dictionary in self.dictionaries]
             cached = content_hash(
                 self.classifier.fingerprint, self.bank.fingerprint, self.embeddings.numpy(), *arrays, *extra
             )
@@ -282,7 +297,7 @@ class Lens:
             elif kinds[name] == "map":
                 maps[name] = make_maps(method, classifier, x, targets, contrasts, seed)
             else:
-                traces[name] = method(self, x, targets, seed=seed)
+                traces[name] = list(method(self, x, targets, contrasts=contrasts, seed=seed))
 
         probabilities = classifier.probabilities(logits).float().cpu()
         logits = logits.cpu()
@@ -305,6 +320,15 @@ class Lens:
                 else:
                     phrase_passes += spent
                     phrase_maps.update({name: found} if found else {})
+            concept_maps: dict[str, dict[str, np.ndarray]] = {}
+            for name, shown in traces.items():
+                try:
+                    drawn, spent = map_concepts(self, methods[name], shown[i], x[i])
+                except InputError as error:
+                    notes.append(f"No maps of concepts: {error}")
+                else:
+                    phrase_passes += spent
+                    concept_maps.update({name: drawn} if drawn else {})
             before = time.perf_counter()
             asked = {name: results[i] for name, results in maps.items()} if measure else {}
             scored = measure_maps(classifier, x[i], asked, seed=seed, image_hash=hashes[i])
@@ -319,6 +343,7 @@ class Lens:
                 faithfulness={**faithfulness, **scored.faithfulness},
                 curves=scored.curves,
                 phrase_maps=phrase_maps,
+                concept_maps=concept_maps,
                 provenance=Provenance(
                     classifier=classifier.name,
                     classifier_fingerprint=classifier.fingerprint,
@@ -410,6 +435,39 @@ class Lens:
                 f"The latents' exemplars must have the shape {expected}; they have {tuple(latent_exemplars.shape)}."
             )
         return replace(self, dictionary=dictionary, latent_exemplars=latent_exemplars)
+
+    def with_more_dictionaries(self, *dictionaries: Dictionary) -> Lens:
+        """The same lens with these dictionaries besides ``dictionary``, each of another layer.
+
+        Raises:
+            InputError: a dictionary of another classifier, or two of one layer.
+        """
+        for dictionary in dictionaries:
+            dictionary.check(self.classifier, layer=False)
+        made = replace(self, more_dictionaries=tuple(dictionaries))
+        layers = [dictionary.origin.features for dictionary in made.dictionaries]
+        for layer in layers:
+            if layers.count(layer) > 1:
+                raise InputError(f"Two of the dictionaries encode the {layer}; a lens has one of each layer.")
+        return made
+
+    def latent_names(self, dictionary: Dictionary) -> Mapping[int, str]:
+        """Names of a dictionary's latents in words, those that earn one; see :func:`whylens.lens.name_latents`.
+
+        Latents are named by their direction through the aligner, so only a dictionary of the features that it maps has
+        names. The first call takes a fraction of a second.
+        """
+        from whylens.lens.latent_names import decoder_directions, maps_features_of, name_latents
+
+        known: dict[str, dict[int, str]] = self.__dict__.setdefault("_latent_names", {})
+        if dictionary.fingerprint not in known:
+            named: dict[int, str] = {}
+            if maps_features_of(self, dictionary):
+                living = dictionary.frequency > 0 if bool(dictionary.frequency.any()) else None
+                found = name_latents(self, decoder_directions(self, dictionary), alive=living)
+                named = {k: latent.name for k, latent in enumerate(found) if latent.name is not None}
+            known[dictionary.fingerprint] = named
+        return known[dictionary.fingerprint]
 
     def _score(self, index: int, logits: Tensor, probabilities: Tensor) -> ClassScore:
         return ClassScore(index, self.classifier.class_names[index], float(logits[index]), float(probabilities[index]))

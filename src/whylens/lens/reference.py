@@ -21,6 +21,7 @@ from whylens.encoders import Encoder
 from whylens.errors import FitError, InputError, PictureError
 from whylens.images import Picture, read_picture
 from whylens.store import atomic_folder
+from whylens.words.spectrum import SpectrumMean
 
 MAX_HELD_OUT = 5000
 Progress = Callable[[int, int], None]
@@ -36,6 +37,7 @@ class PairedPass:
         embeddings: (N, m) fp32 unit vectors, the same pictures.
         used: pictures that were read, held-out ones included.
         failed: (picture, reason) of those that could not be read.
+        spectrum: (3, h, w) mean magnitude spectrum of all pictures, or None where they are plain grey.
     """
 
     moments: Moments
@@ -43,6 +45,7 @@ class PairedPass:
     embeddings: Tensor
     used: int
     failed: tuple[tuple[str, str], ...] = field(default=())
+    spectrum: Tensor | None = None
 
 
 def held_out_flags(names: Sequence[str], share: float, seed: int) -> list[bool]:
@@ -82,11 +85,12 @@ def run_paired_pass(
     names = [str(p) if isinstance(p, Path) else p.sha256 for p in pictures]
     flags = held_out_flags(names, held_out, seed)
     key = content_hash(
-        canonical_json([classifier.fingerprint, encoder.fingerprint, batch_size, held_out, seed]), "\n".join(names)
+        canonical_json([classifier.fingerprint, encoder.fingerprint, batch_size, held_out, seed, "spectrum"]),
+        "\n".join(names),
     )
-    state = _State.empty(classifier.width, encoder.width)
+    state = _State.empty(classifier.width, encoder.width, classifier.size)
     if checkpoint is not None and checkpoint.exists():
-        state = _State.load(checkpoint, key)
+        state = _State.load(checkpoint, key, classifier.size)
     saved = state.done
     whole = True
     try:
@@ -104,6 +108,7 @@ def run_paired_pass(
                 whole = False
                 if good:
                     state.add(features, embeddings, torch.tensor([flags[start + i] for i in good]))
+                    state.spectrum.update(x)
                 state.failed += [
                     [names[start + i], str(item)] for i, item in enumerate(items) if isinstance(item, PictureError)
                 ]
@@ -128,6 +133,7 @@ def run_paired_pass(
         torch.cat(state.embeddings) if state.embeddings else torch.zeros(0, encoder.width),
         state.done - len(state.failed),
         tuple((name, reason) for name, reason in state.failed),
+        state.spectrum.spectrum() if float(state.spectrum.total.sum()) > 0 else None,
     )
 
 
@@ -177,10 +183,11 @@ class _State:
     embeddings: list[Tensor]
     done: int
     failed: list[list[str]]
+    spectrum: SpectrumMean
 
     @classmethod
-    def empty(cls, width: int, embedding_width: int) -> _State:
-        return cls(Moments(width, embedding_width), [], [], 0, [])
+    def empty(cls, width: int, embedding_width: int, size: tuple[int, int]) -> _State:
+        return cls(Moments(width, embedding_width), [], [], 0, [], SpectrumMean(size))
 
     def add(self, features: Tensor, embeddings: Tensor, held: Tensor) -> None:
         if (~held).any():
@@ -191,16 +198,17 @@ class _State:
 
     def save(self, folder: Path, key: str) -> None:
         tensors = {f"moments.{name}": tensor for name, tensor in self.moments.state_dict().items()}
+        tensors["spectrum"] = self.spectrum.total
         if self.features:
             tensors["features"] = torch.cat(self.features)
             tensors["embeddings"] = torch.cat(self.embeddings)
         with atomic_folder(folder, overwrite=True) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
-            meta = {"key": key, "done": self.done, "failed": self.failed}
+            meta = {"key": key, "done": self.done, "failed": self.failed, "spectrum": self.spectrum.count}
             (temporary / "state.json").write_text(json.dumps(meta), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, key: str) -> _State:
+    def load(cls, folder: Path, key: str, size: tuple[int, int]) -> _State:
         try:
             meta = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "state.safetensors")
@@ -218,4 +226,6 @@ class _State:
         )
         features = [tensors["features"]] if "features" in tensors else []
         embeddings = [tensors["embeddings"]] if "embeddings" in tensors else []
-        return cls(moments, features, embeddings, int(meta["done"]), list(meta["failed"]))
+        spectrum = SpectrumMean(size)
+        spectrum.total, spectrum.count = tensors["spectrum"], int(meta["spectrum"])
+        return cls(moments, features, embeddings, int(meta["done"]), list(meta["failed"]), spectrum)

@@ -1,4 +1,4 @@
-"""A lens as a folder: `lens.json`, `lens.safetensors` and perhaps `dictionary/`; built-in lenses lie in the package beside their classifier."""
+"""A lens as a folder: `lens.json`, `lens.safetensors` and perhaps `dictionary/`, `dictionary-2/`...; built-in lenses lie in the package beside their classifier."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,8 @@ from whylens.store import atomic_folder
 
 LENS_SCHEMA = "1.0"
 DICTIONARY = "dictionary"
+# Tensors of a lens that may be absent.
+OPTIONAL = ("latent_exemplars", "class_embeddings", "spectrum")
 BUILT_IN = Path(__file__).parent / "data"
 
 
@@ -60,10 +62,14 @@ def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
         "report": dict(lens.report),
         "versions": library_versions(),
     }
-    if lens.latent_exemplars is not None:
-        tensors["latent_exemplars"] = lens.latent_exemplars.half()
+    for name in OPTIONAL:
+        value = getattr(lens, name)
+        if value is not None:
+            tensors[name] = value.half()
     if lens.dictionary is not None:
         meta["dictionary"] = lens.dictionary.fingerprint
+    if lens.more_dictionaries:
+        meta["more_dictionaries"] = [dictionary.fingerprint for dictionary in lens.more_dictionaries]
     with atomic_folder(folder, overwrite=overwrite) as temporary:
         save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / "lens.safetensors")
         text = json.dumps(meta, indent=1, ensure_ascii=False)
@@ -71,6 +77,9 @@ def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
         if lens.dictionary is not None:
             (temporary / DICTIONARY).mkdir()
             write_files(lens.dictionary, temporary / DICTIONARY)
+        for number, dictionary in enumerate(lens.more_dictionaries, 2):
+            (temporary / f"{DICTIONARY}-{number}").mkdir()
+            write_files(dictionary, temporary / f"{DICTIONARY}-{number}")
     return folder
 
 
@@ -103,7 +112,9 @@ def load_lens(
     if len(embeddings) != len(bank["phrases"]):
         raise InputError(f"{folder} is damaged: {len(bank['phrases'])} phrases but {len(embeddings)} embeddings.")
     encoder = meta["encoder"]
-    exemplars = tensors.get("latent_exemplars")
+    optional = {name: tensors[name].float() for name in OPTIONAL if name in tensors}
+    if "class_embeddings" in optional:
+        optional["class_embeddings"] = torch.nn.functional.normalize(optional["class_embeddings"], dim=1)
     return Lens(
         classifier=classifier,
         aligner=Aligner.from_tensors(part("aligner."), meta["aligner_report"]),
@@ -120,19 +131,26 @@ def load_lens(
         ),
         name=meta["name"],
         report=meta["report"],
-        dictionary=_load_dictionary(meta, folder, classifier),
-        latent_exemplars=None if exemplars is None else exemplars.float(),
+        dictionary=_load_dictionary(meta.get("dictionary"), folder / DICTIONARY, classifier),
+        more_dictionaries=tuple(
+            _load_dictionary(expected, folder / f"{DICTIONARY}-{number}", classifier)
+            for number, expected in enumerate(meta.get("more_dictionaries", ()), 2)
+        ),
+        **optional,
     )
 
 
-def _load_dictionary(meta: dict[str, Any], folder: Path, classifier: Classifier) -> Dictionary | None:
-    expected = meta.get("dictionary")
+@overload
+def _load_dictionary(expected: str, folder: Path, classifier: Classifier) -> Dictionary: ...
+@overload
+def _load_dictionary(expected: str | None, folder: Path, classifier: Classifier) -> Dictionary | None: ...
+def _load_dictionary(expected: str | None, folder: Path, classifier: Classifier) -> Dictionary | None:
     if expected is None:
         return None
-    dictionary = load_dictionary(folder / DICTIONARY)
+    dictionary = load_dictionary(folder)
     if dictionary.fingerprint != expected:
         raise InputError(
-            f"The lens in {folder} was saved with the dictionary {str(expected)[:12]}, but another one "
+            f"The lens in {folder.parent} was saved with the dictionary {str(expected)[:12]}, but another one "
             f"({dictionary.fingerprint[:12]}) lies in it."
         )
     dictionary.check(classifier, layer=False)

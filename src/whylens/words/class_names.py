@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from whylens.canonical import content_hash
 from whylens.errors import InputError, WhylensError
 from whylens.words.name_maps import MINIMUM_NAMES
 from whylens.words.tables import LensLike
+
+if TYPE_CHECKING:
+    from whylens.encoders import Encoder
 
 # Fewer say more about themselves than about the class.
 MINIMUM_DESCRIPTORS = 3
@@ -45,8 +48,6 @@ def class_name_embeddings(lens: LensLike, given: ClassEmbeddings = None) -> tupl
     head = lens.classifier.affine_head
     count = len(names) if head is None else len(head.weight)
     stored = getattr(lens, "class_embeddings", None)
-    if given is None and stored is not None:
-        given = stored
     made = torch.full((count, width), float("nan"))
     source, problem = "given", ""
     if isinstance(given, str | os.PathLike):
@@ -55,10 +56,7 @@ def class_name_embeddings(lens: LensLike, given: ClassEmbeddings = None) -> tupl
         for number, row in bank.find(names).items():
             made[number] = bank.embeddings[row]
     elif isinstance(given, Tensor):
-        if given.ndim != 2 or len(given) != count:
-            raise InputError(f"Class embeddings must be ({count}, {width}); they are {tuple(given.shape)}.")
-        same_width(given.shape[1], width)
-        made = given.detach().float().cpu().clone()
+        made = _rows(given, count, width)
     elif given is not None:
         for number, name in enumerate(names):
             if name in given:
@@ -66,7 +64,10 @@ def class_name_embeddings(lens: LensLike, given: ClassEmbeddings = None) -> tupl
                 same_width(len(vector), width)
                 made[number] = vector
     else:
-        made, problem = _by_encoder(lens, names, made)
+        if stored is None:
+            made, problem = _by_encoder(lens, names, made)
+        else:
+            made = _rows(stored, count, width)
         source = "names"
         if int(torch.isfinite(made).all(1).sum()) < MINIMUM_NAMES:
             # Never mixed: a name and a mean of descriptors lie in different regions of the space.
@@ -92,17 +93,39 @@ def _by_encoder(lens: LensLike, names: list[str], made: Tensor) -> tuple[Tensor,
         encoder = load()
     except (WhylensError, ImportError) as error:
         return made, f" The lens's encoder cannot be loaded ({error})."
-    # The first alternative that the encoder can read stands for a name.
+    fitted: Any = lens
+    found = readable_class_names(encoder, names, fitted.encoder.templates)
+    if found is not None:
+        made[: len(names)] = found
+    return made, ""
+
+
+def readable_class_names(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Tensor | None:
+    """Unit embeddings (C, m) of class names, fp32 on the CPU, NaN rows for those unknown to the encoder; None if all are.
+
+    Of a name with alternatives ("television, TV" or "cash machine/ATM") the first that the encoder can read is taken.
+
+    Cost: one pass of the text tower for each name and template.
+    """
     texts = {}
     for number, name in enumerate(names):
         options = [part.strip() for part in name.replace("/", ",").replace(";", ",").split(",") if part.strip()]
         readable = [text for text, known in zip(options, encoder.coverage(options), strict=True) if known]
         if readable:
             texts[number] = readable[0]
-    if texts:
-        fitted: Any = lens
-        made[list(texts)] = encoder.encode_phrases(list(texts.values()), fitted.encoder.templates).float()
-    return made, ""
+    if not texts:
+        return None
+    made = torch.full((len(names), encoder.width), float("nan"))
+    made[list(texts)] = encoder.encode_phrases(list(texts.values()), templates).float().cpu()
+    return made
+
+
+def _rows(given: Tensor, count: int, width: int) -> Tensor:
+    """Class embeddings (C, m) as they were given, checked."""
+    if given.ndim != 2 or len(given) != count:
+        raise InputError(f"Class embeddings must be ({count}, {width}); they are {tuple(given.shape)}.")
+    same_width(given.shape[1], width)
+    return given.detach().float().cpu().clone()
 
 
 def _by_descriptors(lens: LensLike, names: list[str], made: Tensor) -> Tensor:
