@@ -45,6 +45,7 @@ class DictionarySettings:
         dead_after: epochs without firing after which a latent counts as dead in training.
         bandwidth: JumpReLU: width of the kernel that gives thresholds a gradient, relative to the threshold.
         sparsity_weight: JumpReLU: weight of (active latents / k - 1)**2.
+        threshold_rate: JumpReLU: learning rate of the thresholds' logarithms, relative to ``rate``.
         seed: of the initial weights and the order of vectors.
         preset: the preset that these settings started from.
     """
@@ -66,11 +67,12 @@ class DictionarySettings:
     project: bool = True
     error: str = "sum"
     start: str = "transposed"
-    aux: float = 1 / 32
+    aux: float = 0.25
     aux_latents: int = 256
-    dead_after: float = 0.5
+    dead_after: float = 2.0
     bandwidth: float = 0.5
     sparsity_weight: float = 0.3
+    threshold_rate: float = 10.0
     seed: int = 0
     preset: str = "default"
 
@@ -83,7 +85,7 @@ class DictionarySettings:
         for name, accepted in (("kind", KINDS), ("decay", DECAYS), ("start", STARTS), ("error", ERRORS)):
             if getattr(self, name) not in accepted:
                 raise unknown_name(name, getattr(self, name), accepted)
-        for name in ("epochs", "batch_size", "rate", "clip", "bandwidth", "expansion"):
+        for name in ("epochs", "batch_size", "rate", "clip", "bandwidth", "expansion", "threshold_rate"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be over 0; it is {getattr(self, name)}.")
         for name in ("warmup", "hold", "aux", "dead_after", "sparsity_weight"):
@@ -157,6 +159,8 @@ PRESETS = {
         rate=1e-3,
         warmup=1,
         hold=2,
+        aux=1 / 32,
+        dead_after=0.5,
         preset="fact",
     ),
 }

@@ -185,7 +185,9 @@ class _State:
             norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
             shrink = min(1.0, settings.clip / (norm + 1e-6))
             for name, tensor in named.items():
-                adam_step(tensor, gradients[name] * shrink, self._moment(name, tensor), self.step + 1, rate)
+                # Thresholds move by factors, and slowly: their gradient sees only the few codes beside them.
+                pace = rate * settings.threshold_rate if name == "log_threshold" else rate
+                adam_step(tensor, gradients[name] * shrink, self._moment(name, tensor), self.step + 1, pace)
             self.weights.decoder.copy_(normalize(self.weights.decoder, dim=1))
 
     def _moment(self, name: str, tensor: Tensor) -> tuple[Tensor, Tensor]:
