@@ -3,21 +3,32 @@
 from whylens.traces.base import LensLike, Traced, TraceMethod, completeness_gap
 from whylens.traces.contributions import cached_contributions, closed_form, concept_shares
 from whylens.traces.fact import Fact
+from whylens.traces.flow import Edge, Flow, Node, concept_flow, concept_shares_of
 from whylens.traces.frozen_gate import FrozenGate
 from whylens.traces.held import HeldNetwork, find_places
+from whylens.traces.pixels import ConceptMap, concept_map, gradient_at, logit_map
 
 # Every file of methods is imported here, once, so that its methods are registered.
 
 __all__ = [
+    "ConceptMap",
+    "Edge",
     "Fact",
+    "Flow",
     "FrozenGate",
     "HeldNetwork",
     "LensLike",
+    "Node",
     "TraceMethod",
     "Traced",
     "cached_contributions",
     "closed_form",
     "completeness_gap",
+    "concept_flow",
+    "concept_map",
     "concept_shares",
+    "concept_shares_of",
     "find_places",
+    "gradient_at",
+    "logit_map",
 ]

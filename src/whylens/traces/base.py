@@ -17,6 +17,7 @@ from whylens.dictionaries import Dictionary, class_coefficients
 from whylens.dictionaries.insertion import MODES
 from whylens.errors import InputError, unknown_name
 from whylens.traces.held import BIASES, ERROR, HeldNetwork, Place, Stage, find_places
+from whylens.traces.pixels import ConceptMap, concept_map
 from whylens.types import Contribution, Trace
 
 BATCH = 8
@@ -162,6 +163,39 @@ class TraceMethod(ABC):
                 None if contrasts is None else torch.as_tensor(contrasts)[part],
             )
         return traces
+
+    def concept_maps(
+        self,
+        lens: LensLike | Classifier,
+        images: Tensor,
+        concepts: Sequence[int],
+        targets: Tensor | None = None,
+        *,
+        contrasts: Tensor | None = None,
+    ) -> tuple[list[ConceptMap], float]:
+        """Pixel maps of concepts' contributions, and the passes that one picture took.
+
+        Args:
+            lens: and images, targets, contrasts as in the call.
+            images: (B, 3, H, W).
+            concepts: latents or channels of the traced layer, each mapped in every picture.
+            targets: (B,) class indices; the predicted ones by default.
+            contrasts: (B,) or None.
+
+        Raises:
+            InputError: a concept that the layer does not have, and as in the call.
+
+        Cost: one held pass of all pictures at once, and a backward pass for each concept and one more.
+        """
+        self.validate()
+        check_pictures(images)
+        lens = Traced(lens) if isinstance(lens, Classifier) else lens
+        (place,) = find_places(lens.classifier, [chosen_layer(lens, self.layer)])
+        held = HeldNetwork(lens.classifier, images, [place], mode=self.mode, hold=self.hold)
+        coefficients, _, _ = asked(held.logits, targets, contrasts)
+        gradient = held.pull_logits(coefficients).gradient
+        maps = [concept_map(held, concept, gradient=gradient) for concept in concepts]
+        return maps, 0.5 * (len(concepts) + 2)
 
     def cautions(self, total: float, remainders: Mapping[str, float], sizes: float) -> tuple[str, ...]:
         """What a reader of one trace must know.

@@ -144,12 +144,14 @@ def concept_flow(
         nodes.append(lost)
         lost_number, fixed = len(nodes) - 1, 0.0
         for number, part in zip(first, above, strict=True):
-            if part.cotangent is None:
+            if part.node.name == CONSTANTS:
                 continue
-            found = held.pull(stage, part.cotangent)
-            values = _shares(held.stages[stage - 1], found.gradient, below)
-            edges += [Edge(n, number, v) for n, v in zip(numbers, values, strict=True)]
-            value = part.constant + float(sum(found.constants.values(), torch.zeros(1, device=found.value.device)))
+            value = part.constant
+            if part.cotangent is not None:
+                found = held.pull(stage, part.cotangent)
+                values = _shares(held.stages[stage - 1], found.gradient, below)
+                edges += [Edge(n, number, v) for n, v in zip(numbers, values, strict=True)]
+                value += float(sum(found.constants.values(), torch.zeros(1, device=found.value.device)))
             edges.append(Edge(lost_number, number, value))
             fixed += value
         nodes[lost_number] = Node(lost.layer, None, CONSTANTS, fixed)
@@ -212,10 +214,9 @@ def _stage_nodes(lens: LensLike, held: HeldNetwork, stage: int, gradient: Tensor
     what = "channel" if found.dictionary is None else "latent"
     row = shares[0]
     strongest = torch.argsort(row.abs(), descending=True, stable=True)[:k]
-    strongest = strongest[row[strongest] != 0].tolist()
     result = []
     layer = found.place.name
-    for concept in strongest:
+    for concept in strongest[row[strongest] != 0].tolist():
         cotangent, constant = concept_cotangent(found, [concept], gradient)
         name = names.get(concept, f"{what} {concept}")
         result.append(_Part(Node(layer, concept, name, float(row[concept])), cotangent, float(constant[0])))

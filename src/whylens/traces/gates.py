@@ -7,7 +7,8 @@ Functions are exchanged while the network runs, so functional, in-place and reus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -70,6 +71,15 @@ class FrozenGates(Exchanged):
         """Wrappers for ``calls.patched``: fused layers run through the functions that are exchanged here."""
         found = [m for m in network.modules() if isinstance(m, nn.MultiheadAttention)]
         return {module: _multihead(module) for module in found}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside the block functions are the real ones: for what is no part of the network."""
+        table, self.table = self.table, {}
+        try:
+            yield
+        finally:
+            self.table = table
 
     def _held(self, compute: Callable[[], Tensor]) -> Tensor:
         if not self._replayed:
@@ -193,7 +203,7 @@ def _instance_norm(
 ) -> Tensor:
     if not use_input_stats:
         # With stored statistics it is affine by itself.
-        return func(x, running_mean, running_var, weight, bias, False, momentum, eps)  # type: ignore[no-any-return]
+        return func(x, running_mean, running_var, weight, bias, False, momentum, eps)
     return _group_norm(held, func, x, x.shape[1], weight, bias, eps)
 
 

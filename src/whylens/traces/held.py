@@ -221,7 +221,13 @@ class HeldNetwork:
         stages: list[Stage] = []
         gates = FrozenGates()
         leaf = inputs.clone().requires_grad_(True)
-        with patched(gates.wrappers(module)), self._tapping(stages, self._let_through), gates:
+
+        def let_through(place: Place, features: Tensor) -> Stage:
+            # The dictionary's own ReLU is no gate of the network.
+            with gates.paused():
+                return self._let_through(place, features)
+
+        with patched(gates.wrappers(module)), self._tapping(stages, let_through), gates:
             self._logits = extract_logits(module(leaf.clone()), len(leaf))
         self.encoded, self.stages = leaf, tuple(stages)
         # What the cuts and the logits get where every start is zero is what the network adds by itself.

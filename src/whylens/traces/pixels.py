@@ -14,7 +14,7 @@ from torch import Tensor
 
 from whylens.bcos.colours import decode_colours
 from whylens.dictionaries import SparseCodes
-from whylens.errors import InputError, ModelError, unknown_name
+from whylens.errors import InputError, ModelError
 from whylens.traces.contributions import slot_shares
 from whylens.traces.held import BIASES, HeldNetwork, Stage
 
@@ -74,31 +74,27 @@ def concept_map(
     held: HeldNetwork,
     concept: int,
     *,
-    coefficients: Tensor | None = None,
+    gradient: Tensor | None = None,
     position: tuple[int, int] | None = None,
-    stage: int = 0,
 ) -> ConceptMap:
     """Pixel map of one concept in every picture of a held pass.
 
     Args:
-        held: cut at the concept's layer; only the first cut reaches the pixels.
+        held: cut at least once; the concepts are those of the first cut, which is next to the pixels.
         concept: latent or channel.
-        coefficients: (B, C) of the logits: the map is then of the concept's contribution to their sum; None: of its
-            activation.
+        gradient: at what the cut let through, from :func:`gradient_at`: the map is then of the concept's contribution to
+            what the gradient is of; None: of its activation.
         position: (row, column) of the layer: the concept at this position alone; default: all.
-        stage: which cut; 0, the first, is the only one that is next to the pixels.
 
     Raises:
-        InputError: a concept or position that the layer does not have, or a later stage.
+        InputError: a concept or position that the layer does not have, or a pass without a cut.
 
-    Cost: one backward pass, one more for contributions. The first of them builds on the held pass.
+    Cost: one backward pass.
     """
-    if stage != 0:
-        raise InputError("A later cut sees earlier concepts, not pixels: hold the network cut at that layer alone.")
-    found = held.stages[stage]
-    gradient = None if coefficients is None else gradient_at(held, stage, coefficients)
-    cotangent, constant = concept_cotangent(found, [concept], gradient, position)
-    pulled = held.pull(stage, cotangent)
+    if not held.stages:
+        raise InputError("This held pass is not cut at any layer, so there are no concepts to map.")
+    cotangent, constant = concept_cotangent(held.stages[0], [concept], gradient, position)
+    pulled = held.pull(0, cotangent)
     return _map(held, pulled.gradient, pulled.value, pulled.constants, constant, concept, gradient is not None)
 
 
@@ -183,7 +179,7 @@ def concept_cotangent(
     features = stage.features.detach()
     for concept in concepts or ():
         if not 0 <= concept < stage.units:
-            raise unknown_name("concept", str(concept), [f"0 to {stage.units - 1}"])
+            raise InputError(f"There is no concept {concept} at this layer; accepted are 0 to {stage.units - 1}.")
     if position is not None:
         grid = features.shape[2:]
         if features.ndim != 4 or not (0 <= position[0] < grid[0] and 0 <= position[1] < grid[1]):

@@ -21,7 +21,8 @@ def in_double(module: nn.Module) -> Iterator[None]:
     made: dict[int, Tensor] = {}
     try:
         for layer in module.modules():
-            for table in (layer._parameters, layer._buffers):
+            tables: tuple[Any, ...] = (layer._parameters, layer._buffers)
+            for table in tables:
                 for name, value in table.items():
                     if value is None or not value.is_floating_point() or value.dtype == exact_type(value.device):
                         continue

@@ -1,0 +1,112 @@
+"""Pixel maps of concepts, positions and logits: their sums are the codes, contributions and logits."""
+
+import pytest
+import torch
+from trace_worlds import bcos, dictionary_of, everything, in_double, pictures, traced
+
+from whylens.dictionaries import class_coefficients
+from whylens.errors import InputError, ModelError
+from whylens.traces import Fact, FrozenGate, HeldNetwork, Traced, concept_map, find_places, gradient_at, logit_map
+
+CASES = {
+    "bcos": (lambda: bcos("small resnet"), "stages.0", "bcos"),
+    "vit": (lambda: bcos("vit with a stem"), "0.transformer.encoder_0", "bcos"),
+    "gates": (everything, "prelu", "gates"),
+}
+
+
+def held_at(case, *, mode="residual", offset=True):
+    make, layer, hold = CASES[case]
+    classifier = make()
+    lens = traced(classifier, layer, offset=offset)
+    held = HeldNetwork(classifier, pictures(), find_places(classifier, lens.dictionaries), mode=mode, hold=hold)
+    return classifier, layer, lens.dictionaries[0], held
+
+
+def loudest(held):
+    return held.stages[0].presence().sum(0).argsort(descending=True)[:3].tolist()
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_activation_maps_sum_to_the_codes(case):
+    classifier, layer, dictionary, held = held_at(case)
+    codes = dictionary.encode(in_double(classifier).at(layer).features(pictures().double())).flatten(2)
+    for concept in loudest(held):
+        found = concept_map(held, concept)
+        torch.testing.assert_close(found.value, codes[:, concept].sum(1), atol=1e-10, rtol=1e-9)
+        assert float(found.gap.max()) < 1e-9
+        summed = found.map.flatten(1).sum(1) + sum(found.constants.values())
+        torch.testing.assert_close(summed, found.value, atol=1e-10, rtol=1e-9)
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_contribution_maps_sum_to_the_shares(case):
+    _, _, _, held = held_at(case)
+    gradient = gradient_at(held, 0, class_coefficients(held.logits))
+    shares, _ = held.stages[0].shares(gradient)
+    for concept in loudest(held):
+        found = concept_map(held, concept, gradient=gradient)
+        torch.testing.assert_close(found.value, shares[:, concept], atol=1e-10, rtol=1e-9)
+        assert float(found.gap.max()) < 1e-9
+
+
+def test_maps_of_all_positions_are_the_whole_map():
+    _, _, _, held = held_at("bcos")
+    concept = loudest(held)[0]
+    rows, columns = held.stages[0].features.shape[2:]
+    parts = [concept_map(held, concept, position=(i, j)).map for i in range(rows) for j in range(columns)]
+    torch.testing.assert_close(sum(parts), concept_map(held, concept).map, atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["residual", "replace"])
+@pytest.mark.parametrize("case", list(CASES))
+def test_the_map_of_a_logit_sums_to_it(case, mode):
+    _, _, _, held = held_at(case, mode=mode)
+    coefficients = class_coefficients(held.logits)
+    found = logit_map(held, coefficients)
+    torch.testing.assert_close(found.value, (held.logits * coefficients).sum(1))
+    assert float(found.gap.max()) < 1e-9
+
+
+def test_channels_have_maps_too():
+    classifier = bcos()
+    held = HeldNetwork(classifier, pictures(), find_places(classifier, ["stages.0"]), hold="bcos")
+    z = in_double(classifier).at("stages.0").features(pictures().double())
+    found = concept_map(held, 2)
+    torch.testing.assert_close(found.value, z[:, 2].sum((1, 2)), atol=1e-10, rtol=1e-9)
+    assert float(found.gap.max()) < 1e-9
+
+
+def test_colours_of_a_bcos_network_are_finite_and_others_have_none():
+    _, _, _, held = held_at("bcos")
+    found = concept_map(held, loudest(held)[0])
+    colours = found.colours()
+    assert colours.shape == (3, 4, 16, 16)
+    assert bool(torch.isfinite(colours).all())
+    assert float(colours.min()) >= 0
+    assert float(colours.max()) <= 1
+    with pytest.raises(ModelError, match="six-channel"):
+        concept_map(held_at("gates")[3], 0).colours()
+
+
+def test_concepts_and_positions_that_are_not_there():
+    _, _, _, held = held_at("bcos")
+    with pytest.raises(InputError, match="no concept 24"):
+        concept_map(held, 24)
+    with pytest.raises(InputError, match="no position"):
+        concept_map(held, 0, position=(8, 0))
+    with pytest.raises(InputError, match="not cut"):
+        concept_map(HeldNetwork(bcos(), pictures(1), hold="bcos"), 0)
+
+
+@pytest.mark.parametrize("method", [Fact, FrozenGate])
+def test_maps_of_a_method_are_those_of_its_trace(method):
+    classifier = bcos() if method is Fact else everything()
+    layer = "stages.0" if method is Fact else "prelu"
+    lens = Traced(classifier, (dictionary_of(classifier, layer),))
+    trace = method(layer=layer)(lens, pictures(1))[0]
+    wanted = trace.contributions[:2]
+    maps, passes = method(layer=layer).concept_maps(lens, pictures(1), [c.latent for c in wanted])
+    for concept, found in zip(wanted, maps, strict=True):
+        assert float(found.value) == pytest.approx(concept.value, abs=1e-10)
+    assert passes == 2.0
