@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from whylens.canonical import content_hash
 from whylens.classifiers import Classifier
-from whylens.errors import InputError, ModelError, PictureError, WhylensError, unknown_name
+from whylens.errors import InputError, ModelError, WhylensError, unknown_name
 from whylens.evaluation.extras import Extras
 from whylens.evaluation.folder import EvaluationFolder
 from whylens.evaluation.masks import Masks
 from whylens.evaluation.results import write_results
+from whylens.evaluation.rows import Loaded, check_counts, sentence, stream_rows
 from whylens.evaluation.selection import DEFAULT_METRICS, Selection
 from whylens.evaluation.summary import Summary, summarise
-from whylens.images import Picture, find_pictures, read_picture
+from whylens.images import Picture, find_pictures
 from whylens.maps.batching import in_batches
 from whylens.metrics import score_maps, stage_layers
 from whylens.metrics.curves import step_pixels
@@ -120,9 +120,7 @@ def evaluate_maps(
     known = _methods(methods)
     if against is not None and against not in known:
         raise unknown_name("method to compare with", against, known)
-    for name, value in (("limit", limit), ("batch size", batch_size)):
-        if value is not None and (isinstance(value, bool) or value < 1):
-            raise InputError(f"The {name} must be a whole number of at least 1; it is {value!r}.")
+    check_counts(limit=limit, batch_size=batch_size)
     if score not in ("probability", "logit"):
         raise unknown_name("score", score, ("probability", "logit"))
     if selection.localisation and masks is None:
@@ -154,7 +152,8 @@ def evaluate_maps(
         classifier, known, selection, measured, step, score, where, tolerance, evidence_classes, seed, batch_size
     )
     started = time.perf_counter()
-    rows, reused = _run(work, files, folder, progress)
+    chunk = CHUNK_CPU if classifier.device.type == "cpu" else CHUNK
+    rows, reused = stream_rows(files, folder, work.rows, chunk=chunk, progress=progress)
     methods_rows = work.whole_methods(folder)
     summary = summarise(rows, methods_rows, list(known), against or next(iter(known)), seed=seed)
     write_results(folder.path, configuration, summary, rows, seconds=time.perf_counter() - started)
@@ -184,47 +183,6 @@ def _why(found: Mapping[str, Any]) -> list[str]:
     return [*([found["error"]] if "error" in found else []), *found.get("failed", {}).values()]
 
 
-def _run(
-    work: _Work, files: Sequence[Path], folder: EvaluationFolder, progress: Callable[[int, int], None] | None
-) -> tuple[list[dict[str, Any]], int]:
-    """Rows of all pictures in the order of ``files``, and how many were there already."""
-    rows: dict[str, dict[str, Any]] = {}
-    pending = []
-    for file in files:
-        row = folder.row(str(file))
-        if row is not None and "error" not in row and row.get("image_hash") == _file_hash(file):
-            rows[str(file)] = row
-        else:
-            pending.append(file)
-    reused = len(rows)
-    if progress is not None:
-        progress(reused, len(files))
-    size = CHUNK_CPU if work.classifier.device.type == "cpu" else CHUNK
-    for start in range(0, len(pending), size):
-        chunk = pending[start : start + size]
-        loaded = {file: _load(file) for file in chunk}
-        for file, row in work.rows(loaded):
-            folder.write_row(str(file), row)
-            rows[str(file)] = row
-            if progress is not None:
-                progress(len(rows), len(files))
-    return [rows[str(file)] for file in files], reused
-
-
-def _load(file: Path) -> Picture | WhylensError:
-    try:
-        return read_picture(file)
-    except WhylensError as error:
-        return error
-
-
-def _file_hash(file: Path) -> str | None:
-    try:
-        return content_hash(file.read_bytes())
-    except OSError:
-        return None
-
-
 @dataclass(eq=False)
 class _Work:
     """Everything that one picture's row depends on."""
@@ -244,12 +202,12 @@ class _Work:
     def __post_init__(self) -> None:
         self.extras = Extras(self.classifier, self.seed)
 
-    def rows(self, loaded: Mapping[Path, Picture | WhylensError]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def rows(self, loaded: Loaded) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The row of every picture: its maps are made for the whole chunk, its scores by itself."""
         good = {file: p for file, p in loaded.items() if isinstance(p, Picture)}
         for file, error in loaded.items():
             if isinstance(error, WhylensError):
-                yield file, {"source": str(file), "error": _sentence(error)}
+                yield file, {"source": str(file), "error": sentence(error)}
         if not good:
             return
         images = torch.stack([self.classifier.preprocess(p) for p in good.values()])
@@ -257,7 +215,7 @@ class _Work:
             chances = self._probabilities(images)
         except Exception as error:
             for file in good:
-                yield file, {"source": str(file), "error": _sentence(error)}
+                yield file, {"source": str(file), "error": sentence(error)}
             return
         targets = chances.argmax(1)
         maps = {name: self._maps(method, images, targets) for name, method in self.methods.items()}
@@ -274,7 +232,7 @@ class _Work:
                     raise ModelError("The network gives NaN or infinite logits for this picture.")
                 row |= self._scores(file, picture, images[i], targets[i], {n: m[i] for n, m in maps.items()})
             except Exception as error:
-                row = {"source": str(file), "error": _sentence(error)}
+                row = {"source": str(file), "error": sentence(error)}
             yield file, row
 
     def whole_methods(self, folder: EvaluationFolder) -> dict[str, dict[str, Any]]:
@@ -288,7 +246,7 @@ class _Work:
                 try:
                     values = self.extras.evidence(method, self.evidence_classes)
                 except Exception as error:
-                    values = {"error": _sentence(error)}
+                    values = {"error": sentence(error)}
                 folder.write_method(name, values)
             found[name] = values
         return found
@@ -326,7 +284,7 @@ class _Work:
                 return list(made)
         except Exception as error:
             if len(images) == 1:
-                return [_sentence(error)]
+                return [sentence(error)]
         if len(images) == 1:
             return [f"It gave {len(made)} maps of 1 picture."]
         return [self._maps(method, images[i : i + 1], targets[i : i + 1])[0] for i in range(len(images))]
@@ -379,7 +337,7 @@ class _Work:
         try:
             entry["values"] |= _finite(measure(method, image, target, torch.from_numpy(heat)))
         except Exception as error:
-            entry.setdefault("failed", {})[metric] = f"{metric}: {_sentence(error)}"
+            entry.setdefault("failed", {})[metric] = f"{metric}: {sentence(error)}"
 
 
 def _logits(classifier: Classifier, images: Tensor, start: int, stop: int) -> Tensor:
@@ -406,9 +364,3 @@ def _looked_at(heat: HeatMap | str, size: tuple[int, int]) -> dict[str, Any]:
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if np.isfinite(value)}
-
-
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, (WhylensError, PictureError)):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
