@@ -322,6 +322,8 @@ class Explanation(Plain):
         curves: insertion and deletion curves of the maps, under the same ids.
         phrase_maps: by words method and phrase, (h, w) float32 at the resolution of the layer: where in the picture the
             phrase's score comes from. The sum is the score before it is weighted by presence; parts may be negative.
+        concept_maps: by trace method and latent index, (H, W) float32, signed: what every pixel adds to the latent's
+            contribution, in logit units; what no pixel has a part in is left out.
         picture: uint8 (H, W, 3), what the classifier saw; it stays out of ``to_dict``.
     """
 
@@ -338,6 +340,7 @@ class Explanation(Plain):
     schema_version: str = SCHEMA_VERSION
     curves: Mapping[str, MapCurve] = field(default_factory=dict)
     phrase_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    concept_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def words(self) -> Words:

@@ -143,7 +143,8 @@ def bundle_explanation(explanation: Explanation, *, picture: bytes | None = None
     """
     plain = {**explanation.to_dict(), "picture": to_plain(explanation.picture)}
     arrays = [explanation.picture, *(heat.array for heat in explanation.maps.values())]
-    arrays += [array for maps in explanation.phrase_maps.values() for array in maps.values()]
+    for part in (explanation.phrase_maps, explanation.concept_maps):
+        arrays += [array for maps in part.values() for array in maps.values()]
     bundle = bundle_plain(plain, [array_bytes(a) for a in arrays])
     return bundle if picture is None else with_picture(bundle, picture)
 

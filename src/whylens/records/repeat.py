@@ -211,11 +211,12 @@ def _compare_arrays(
     record: Record, again: Record, bundle: Bundle, explanation: Explanation, tolerance: Tolerance
 ) -> Iterator[Difference]:
     made = {f"maps/{name}/array": heat.array for name, heat in explanation.maps.items()}
-    made |= {
-        f"phrase_maps/{method}/{phrase}": array
-        for method, maps in explanation.phrase_maps.items()
-        for phrase, array in maps.items()
-    }
+    for part in ("phrase_maps", "concept_maps"):
+        made |= {
+            f"{part}/{method}/{name}": array
+            for method, maps in getattr(explanation, part).items()
+            for name, array in maps.items()
+        }
     made["picture"] = explanation.picture
     recorded, repeated = record.content["arrays"], again.content["arrays"]
     for place in sorted({*recorded, *repeated}):

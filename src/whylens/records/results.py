@@ -19,9 +19,9 @@ METHOD_KINDS = ("results", "maps", "traces")
 # Costs differ from run to run and are shared out over a batch; the record has the settings exactly.
 _NOT_OF_METHOD = frozenset({"seconds", "passes", "settings"})
 # Parts that came later: without content they are left out, so that results recorded before them stay equal.
-_LATER = frozenset({"curves", "phrase_maps"})
+_LATER = frozenset({"curves", "phrase_maps", "concept_maps"})
 _LATER_OF_METHOD = frozenset({"units"})
-ARRAY_PARTS = (*METHOD_KINDS, "phrase_maps", "picture")
+ARRAY_PARTS = (*METHOD_KINDS, "phrase_maps", "concept_maps", "picture")
 # Costs and names (provenance), what the record keeps elsewhere, and what is made from the rest of the file.
 _NOT_RESULT = frozenset({"provenance", "picture", "schema_version", "record", "record_id", "hashes"})
 

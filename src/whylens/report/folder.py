@@ -29,8 +29,8 @@ PAGE_NAME, ARRAYS_NAME, PICTURE_NAME, SUMS_NAME = (
 def write_folder(explanation: Explanation, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a folder, atomically: explanation.html, explanation.json, arrays.safetensors and picture.png.
 
-    The arrays are ``picture`` (H, W, 3) uint8, ``map/NAME`` (H, W) for each heat map and ``phrase_map/METHOD/PHRASE``
-    (h, w) for each map of a phrase; the record has their sha256, and ``SHA256SUMS`` that of every file (``sha256sum -c`` reads it, too).
+    The arrays are ``picture`` (H, W, 3) uint8, ``map/NAME`` (H, W) for each heat map, ``phrase_map/METHOD/PHRASE``
+    (h, w) for each map of a phrase and ``concept_map/METHOD/LATENT`` (H, W) for each of a concept; the record has their sha256, and ``SHA256SUMS`` that of every file (``sha256sum -c`` reads it, too).
 
     Raises:
         StoreError: when ``path`` exists and ``overwrite`` is false, or cannot be written;
@@ -40,11 +40,12 @@ def write_folder(explanation: Explanation, path: str | os.PathLike[str], *, over
     _keep_strangers(target)
     arrays = {"picture": np.ascontiguousarray(explanation.picture)}
     arrays |= {f"map/{name}": np.ascontiguousarray(heat.array) for name, heat in explanation.maps.items()}
-    arrays |= {
-        f"phrase_map/{method}/{phrase}": np.ascontiguousarray(array)
-        for method, maps in explanation.phrase_maps.items()
-        for phrase, array in maps.items()
-    }
+    for kind, part in (("phrase_map", explanation.phrase_maps), ("concept_map", explanation.concept_maps)):
+        arrays |= {
+            f"{kind}/{method}/{name}": np.ascontiguousarray(array)
+            for method, maps in part.items()
+            for name, array in maps.items()
+        }
     files = {
         PAGE_NAME: encode(render_html(explanation)),
         RECORD_NAME: encode(record_json(explanation)),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from whylens.canonical import canonical_json
 from whylens.registry import register_writer
-from whylens.report import figures, maps, pages, view
+from whylens.report import figures, maps, pages, traces, view
 from whylens.report import sentences as answers
 from whylens.report.record import encode, to_record
 from whylens.store import atomic_file
@@ -50,12 +50,12 @@ def render_html(explanation: Explanation) -> str:
             margin=view.margin(explanation),
             sections=view.sections(explanation),
             maps=maps.map_figures(explanation),
-            under_uri=_under(explanation) if explanation.maps or explanation.phrase_maps else "",
+            under_uri=_under(explanation) if explanation.maps or explanation.phrase_maps or explanation.concept_maps else "",
             phrase_maps=maps.phrase_maps(explanation),
             measuring=maps.measuring_cost(explanation),
             chart=maps,
             ramp=figures.ramp_css(),
-            traces=view.trace_tables(explanation),
+            traces=traces.trace_tables(explanation),
             measured=view.measured(explanation),
             faithfulness=view.faithfulness_rows(explanation),
             record=pages.embedded_json(canonical_json(content).decode("utf-8")),

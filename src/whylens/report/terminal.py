@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from whylens.report import maps, numbers, view
+from whylens.report import maps, numbers, traces, view
 from whylens.report import sentences as answers
 from whylens.report.sentences import Sentence, Verdict
-from whylens.report.view import Bar, Section, TraceTable
+from whylens.report.traces import TraceTable
+from whylens.report.view import Bar, Section
 from whylens.types import Explanation
 
 # Blue and yellow are told apart by every common kind of colour vision; words and signs say the same without colour.
@@ -38,6 +41,7 @@ _ASCII = str.maketrans(
     }
 )
 WIDE, NARROW, TINY = 96, 72, 56
+SHOWN_CONCEPTS = 6
 
 
 class TerminalView:
@@ -75,9 +79,9 @@ class TerminalView:
         if e.maps:
             yield Text()
             yield _plain(_maps(e), ascii_only)
-        for trace in view.trace_tables(e):
+        for trace in traces.trace_tables(e):
             yield Text()
-            yield _plain(_trace(trace), ascii_only)
+            yield _plain(_trace(trace, width), ascii_only)
         yield Text()
         for protocol, value, floor in view.faithfulness_rows(e):
             if protocol in e.curves:
@@ -212,11 +216,24 @@ def _prediction(e: Explanation, width: int, ascii_only: bool) -> Table:
     return table
 
 
-def _trace(trace: TraceTable) -> Text:
-    parts = [f"{numbers.printable(name)} {value}" for name, _, value, _, _ in trace.concepts[:5]]
-    parts += [f"{numbers.printable(name)} {value}" for name, value, _ in trace.remainders]
-    text = Text.assemble((f"Concepts for {numbers.printable(trace.about)}", "bold"), (f"  {trace.name}\n", "dim"))
-    return text.append(f"{', '.join(parts)}; logit {trace.total}")
+def _trace(trace: TraceTable, width: int) -> Text:
+    """The strongest concepts, the remainders and the sum, a line each, with bars where there is room for them."""
+    rows = [(c.name, c.value, c.bar, STYLES.get(c.bar.sign, "")) for c in trace.first[:SHOWN_CONCEPTS]]
+    rest = len(trace.trace.contributions) - len(rows)
+    total = math.fsum(c.value for c in trace.trace.contributions[SHOWN_CONCEPTS:])
+    if rest:
+        rows.append((f"{rest} further concepts", numbers.fixed(total, 2, sign=True), None, "dim"))
+    rows += [(step.label, step.value, None, "dim") for step in trace.remainders]
+    names = [numbers.printable(name) for name, *_ in rows]
+    longest = min(max((len(name) for name in (*names, "sum")), default=0), max(12, width - 30))
+    wide = max((len(value) for _, value, *_ in rows), default=0)
+    text = Text.assemble((f"Concepts for {numbers.printable(trace.about)}", "bold"), (f"  {trace.name}", "dim"))
+    for name, (_, value, bar, style) in zip(names, rows, strict=True):
+        short = name if len(name) <= longest else f"{name[: longest - 1]}…"
+        text.append(f"\n{short.ljust(longest)}  {value.rjust(wide)}  ", style="dim" if style == "dim" else "")
+        text.append(_bar(bar, 12) if bar is not None and width >= TINY else "", style=style)
+    text.append(f"\n{'sum'.ljust(longest)}  {trace.total.rjust(wide)}", style="bold")
+    return text
 
 
 def _maps(e: Explanation) -> Text:

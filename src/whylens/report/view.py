@@ -165,10 +165,10 @@ class _Scales:
     """Common scales of the phrases of one method, so that bars of both sides can be compared."""
 
     def __init__(self, phrases: Sequence[Phrase]) -> None:
-        self.score = _largest(p.score for p in phrases)
-        self.presence = max(4.0, _largest(p.presence_z for p in phrases))
-        self.influence = _largest(p.influence for p in phrases)
-        self.contribution = _largest(p.contribution for p in phrases)
+        self.score = largest(p.score for p in phrases)
+        self.presence = max(4.0, largest(p.presence_z for p in phrases))
+        self.influence = largest(p.influence for p in phrases)
+        self.contribution = largest(p.contribution for p in phrases)
         self.decimals = {
             "score": numbers.column_decimals(p.score for p in phrases),
             "influence": numbers.column_decimals(p.influence for p in phrases),
@@ -216,58 +216,9 @@ def _balance(words: Words) -> tuple[tuple[str, str, Bar], ...]:
             parts.append(("Explained by phrases", words.total - words.remainder))
     if words.remainder is not None:
         parts.append(("Remainder, not explained", words.remainder))
-    scale = _largest(v for _, v in parts)
+    scale = largest(v for _, v in parts)
     decimals = numbers.column_decimals(v for _, v in parts)
     return tuple((label, numbers.fixed(v, decimals, sign=True), diverging(v, scale)) for label, v in parts)
-
-
-@dataclass(frozen=True)
-class TraceTable:
-    """A concept trace as rows of signed bars: concepts, remainders, and the two sums."""
-
-    name: str
-    trace: Trace
-    concepts: tuple[tuple[str, str, str, str, Bar], ...]
-    left_out: int
-    remainders: tuple[tuple[str, str, Bar], ...]
-    listed: str
-    total: str
-    about: str
-
-
-def trace_tables(explanation: Explanation) -> tuple[TraceTable, ...]:
-    """One table a trace."""
-    tables = []
-    for name, trace in explanation.traces.items():
-        values = [*(c.value for c in trace.contributions), *trace.remainders.values()]
-        scale, decimals = _largest(values), numbers.column_decimals([*values, trace.total])
-        about = answers.class_name(explanation, trace.target)
-        if trace.contrast is not None:
-            about += f" rather than {answers.class_name(explanation, trace.contrast)}"
-        tables.append(
-            TraceTable(
-                name,
-                trace,
-                tuple(
-                    (
-                        c.name,
-                        str(c.latent),
-                        numbers.fixed(c.value, decimals, sign=True),
-                        numbers.percent(c.share),
-                        diverging(c.value, scale),
-                    )
-                    for c in trace.contributions[:MOST_ROWS]
-                ),
-                max(0, len(trace.contributions) - MOST_ROWS),
-                tuple(
-                    (k, numbers.fixed(v, decimals, sign=True), diverging(v, scale)) for k, v in trace.remainders.items()
-                ),
-                numbers.fixed(math.fsum(values), decimals, sign=True),
-                numbers.fixed(trace.total, decimals, sign=True),
-                about,
-            )
-        )
-    return tuple(tables)
 
 
 @dataclass(frozen=True)
@@ -363,7 +314,8 @@ def _evidence(p: float) -> float:
     return round(min(100.0, 100 * -math.log10(p) / P_DECADES), 2) + 0.0
 
 
-def _largest(values: Iterable[float | None]) -> float:
+def largest(values: Iterable[float | None]) -> float:
+    """The largest size among the finite values, 0 where there is none."""
     return max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0)
 
 

@@ -50,6 +50,36 @@
       show();
     });
 
+    // A copy of the concept's map beside the row that is pointed at, or whose link has the focus.
+    document.querySelectorAll("tr[data-map]").forEach(function (row) {
+      var peek = null;
+      function hide() { if (peek) { peek.remove(); peek = null; } }
+      function show() {
+        hide();
+        var source = document.getElementById(row.getAttribute("data-map"));
+        if (!source) return;
+        peek = source.cloneNode(true);
+        peek.removeAttribute("id");
+        peek.className = "heat peek";
+        peek.setAttribute("aria-hidden", "true");
+        peek.querySelectorAll("input").forEach(function (input) { input.disabled = true; });
+        document.body.appendChild(peek);
+        var at = row.getBoundingClientRect();
+        var left = Math.min(at.right + 16, document.documentElement.clientWidth - peek.offsetWidth - 8);
+        var top = at.top + at.height / 2 - peek.offsetHeight / 2;
+        top = Math.max(8, Math.min(top, window.innerHeight - peek.offsetHeight - 8));
+        // Where it would cover the row it lies below.
+        if (left < at.right) top = at.bottom + 8;
+        peek.style.left = Math.max(8, left) + scrollX + "px";
+        peek.style.top = top + scrollY + "px";
+      }
+      row.addEventListener("mouseenter", show);
+      row.addEventListener("mouseleave", hide);
+      row.addEventListener("focusin", show);
+      row.addEventListener("focusout", hide);
+      row.addEventListener("click", hide);
+    });
+
     var closed = [];
     addEventListener("beforeprint", function () {
       closed = Array.prototype.slice.call(document.querySelectorAll("details:not([open])"));
