@@ -10,6 +10,8 @@ from PIL import Image
 
 # Luminance rises along the ramp, so that it can be read in grey print and by every kind of colour vision.
 _RAMP = np.array([[18, 22, 48], [84, 34, 98], [176, 54, 78], [236, 124, 44], [252, 222, 140]], dtype=np.float64)
+# Told apart by every common kind of colour vision, and from a grey picture.
+_POSITIVE, _NEGATIVE = np.array([20, 110, 255]), np.array([255, 120, 0])
 OVERLAY_SIDE = 448
 # Percent at either end beyond which a map's values share a colour: a few wild pixels would leave all others dark.
 CLIPPED = 0.5
@@ -33,6 +35,12 @@ def ramp(values: np.ndarray) -> np.ndarray:
     low = np.minimum(at.astype(int), len(_RAMP) - 2)
     part = (at - low)[..., None]
     return _RAMP[low] * (1 - part) + _RAMP[low + 1] * part
+
+
+def signed_css() -> str:
+    """The colours of :func:`signed_png` from negative to positive as CSS colour stops."""
+    ends = (f"rgb({', '.join(str(int(v)) for v in c)})" for c in (_NEGATIVE, _POSITIVE))
+    return ", transparent, ".join(ends)
 
 
 def ramp_css() -> str:
@@ -66,6 +74,26 @@ def heat_png(heat: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def signed_png(heat: np.ndarray) -> tuple[bytes, float]:
+    """The PNG file of a signed map (h, w) to lie over a picture, and the size at which its colours are full.
+
+    Blue where it is positive, orange where it is negative, transparent where it is 0; opacity grows with the size, up to
+    what half a percent of the values exceed. For the eye alone every value is averaged with its neighbours.
+    """
+    finite = np.nan_to_num(np.asarray(heat, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    padded = np.pad(finite, 1, mode="edge")
+    height, width = finite.shape
+    smooth = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    seen = np.abs(smooth)[smooth != 0]
+    full = float(np.percentile(seen, 100 - CLIPPED)) if seen.size else 0.0
+    alpha = np.clip(np.abs(smooth) / (full or 1.0), 0, 1)
+    colour = np.where(smooth[..., None] >= 0, _POSITIVE, _NEGATIVE)
+    drawn = np.concatenate([colour, (255 * alpha).round()[..., None]], axis=2).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(drawn, "RGBA").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue(), full
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:

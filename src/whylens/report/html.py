@@ -50,11 +50,14 @@ def render_html(explanation: Explanation) -> str:
             margin=view.margin(explanation),
             sections=view.sections(explanation),
             maps=maps.map_figures(explanation),
-            under_uri=_under(explanation) if explanation.maps or explanation.phrase_maps or explanation.concept_maps else "",
+            under_uri=_under(explanation)
+            if explanation.maps or explanation.phrase_maps or explanation.concept_maps
+            else "",
             phrase_maps=maps.phrase_maps(explanation),
             measuring=maps.measuring_cost(explanation),
             chart=maps,
             ramp=figures.ramp_css(),
+            signed=figures.signed_css(),
             traces=traces.trace_tables(explanation),
             measured=view.measured(explanation),
             faithfulness=view.faithfulness_rows(explanation),

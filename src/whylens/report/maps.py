@@ -102,7 +102,7 @@ def map_figures(explanation: Explanation) -> tuple[MapFigure, ...]:
     shown = []
     for position, (name, heat) in enumerate(explanation.maps.items(), 1):
         curves = curves_of(explanation, name)
-        uri, least, most = layer(heat.array)
+        uri, least, most = _layer(heat.array)
         shown.append(
             MapFigure(
                 name=name,
@@ -134,7 +134,7 @@ def phrase_maps(explanation: Explanation) -> tuple[PhraseMaps, ...]:
         verdicts = {p.text: answers.verdict(p, at) for p in (*words.phrases, *words.suppressing)}
         drawn = []
         for phrase, array in maps.items():
-            uri, low, high = layer(array)
+            uri, low, high = _layer(array)
             size = f"{array.shape[0]} × {array.shape[1]}"
             drawn.append(PhraseFigure(phrase, verdicts.get(phrase, Verdict.UNTESTED), uri, low, high, size))
         subject = about(explanation, words.target, words.contrast)
@@ -208,7 +208,7 @@ def area_text(curve: MapCurve, value: float) -> str:
     return numbers.fixed(value, 3) if curve.quantity == "probability" else numbers.fixed(value, 2, sign=True)
 
 
-def layer(array: np.ndarray) -> tuple[str, str, str]:
+def _layer(array: np.ndarray) -> tuple[str, str, str]:
     """The map as a picture, and what the ends of its colour scale stand for; values beyond them are marked."""
     low, high = figures.limits(array)
     finite = array[np.isfinite(array)]

@@ -218,7 +218,9 @@ def _prediction(e: Explanation, width: int, ascii_only: bool) -> Table:
 
 def _trace(trace: TraceTable, width: int) -> Text:
     """The strongest concepts, the remainders and the sum, a line each, with bars where there is room for them."""
-    rows = [(c.name, c.value, c.bar, STYLES.get(c.bar.sign, "")) for c in trace.first[:SHOWN_CONCEPTS]]
+    rows: list[tuple[str, str, Bar | None, str]] = [
+        (c.name, c.value, c.bar, STYLES.get(c.bar.sign, "")) for c in trace.first[:SHOWN_CONCEPTS]
+    ]
     rest = len(trace.trace.contributions) - len(rows)
     total = math.fsum(c.value for c in trace.trace.contributions[SHOWN_CONCEPTS:])
     if rest:

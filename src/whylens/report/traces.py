@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from whylens.report import maps, numbers
+import numpy as np
+
+from whylens.report import figures, maps, numbers
 from whylens.report.view import Bar, diverging, largest
 from whylens.types import Explanation, Trace
 
@@ -124,11 +126,18 @@ def _table(explanation: Explanation, name: str, trace: Trace, anchor: str) -> Tr
         total=text(trace.total),
         total_bar=total_bar,
         figures=tuple(
-            ConceptFigure(named[latent].name, f"{anchor}-{latent}", text(named[latent].value), *maps.layer(array))
+            ConceptFigure(named[latent].name, f"{anchor}-{latent}", text(named[latent].value), *_layer(array))
             for latent, array in drawn.items()
             if latent in named
         ),
     )
+
+
+def _layer(array: np.ndarray) -> tuple[str, str, str]:
+    """A signed map as a picture, and what the ends of its colours stand for."""
+    data, full = figures.signed_png(array)
+    decimals = numbers.column_decimals([full])
+    return figures.data_uri(data), numbers.fixed(-full, decimals, sign=True), numbers.fixed(full, decimals, sign=True)
 
 
 def _waterfall(steps: Sequence[float], total: float) -> tuple[list[Bar], float, Bar]:
