@@ -7,8 +7,8 @@ from words_worlds import FeatureClassifier, World, make_linear
 from whylens.errors import InputError
 from whylens.words import Texter
 from whylens.words.base import look
+from whylens.words.deciding import find_units
 from whylens.words.tables import tables_of
-from whylens.words.texter import integrated_gradients
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,12 @@ def world() -> World:
 
 def scene_of(lens, z: torch.Tensor, logits: torch.Tensor, targets=None, contrasts=None):
     return look(lens.classifier, tables_of(lens), z, logits, targets, contrasts, 0, [""] * len(z))
+
+
+def integrated_gradients(scene):
+    found = find_units(scene, use=None, exemplars=False)
+    torch.testing.assert_close(found.explained, found.values.sum(1), rtol=1e-3, atol=1e-4)
+    return found.values
 
 
 def linear_lens(world: World):
@@ -93,7 +99,11 @@ def test_suppressing_units_get_words_of_their_own(world: World) -> None:
 def test_bad_settings_are_named(world: World) -> None:
     lens, weight, _ = linear_lens(world)
     z = world.features[:1]
-    with pytest.raises(InputError, match="mode"):
-        Texter(mode="maco").from_features(lens, z, z @ weight.T)
+    with pytest.raises(InputError, match="Did you mean 'maco'"):
+        Texter(mode="macro").from_features(lens, z, z @ weight.T)
+    with pytest.raises(InputError, match="MACO preset"):
+        Texter(maco="quick").from_features(lens, z, z @ weight.T)
+    with pytest.raises(InputError, match="no dictionary"):
+        Texter(dictionary=True).from_features(lens, z, z @ weight.T)
     with pytest.raises(InputError, match="units"):
         Texter(units=0).from_features(lens, z, z @ weight.T)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from whylens.errors import InputError
 from whylens.randomness import picture_hash
-from whylens.types import Phrase, Words
+from whylens.types import DecidingUnit, Phrase, Words
 from whylens.words.control import Control, supported
 from whylens.words.directions import Directions, directions
 from whylens.words.presence import presence_from_tables, presence_z
@@ -37,6 +37,7 @@ class Scene:
         presence, presence_z, influence: (B, T).
         seed: of the random draws; hashes: content hashes of the pictures.
         layer_gradient: (B, d) what acts as the gradient where a method works at an intermediate layer.
+        lens: the lens itself, for methods that read more of it than every lens has.
     """
 
     classifier: Classifier
@@ -52,6 +53,7 @@ class Scene:
     seed: int
     hashes: Sequence[str]
     layer_gradient: Tensor | None = None
+    lens: LensLike | None = None
 
 
 @dataclass(eq=False)
@@ -66,8 +68,10 @@ class Scored:
         phrases, suppressing: (B, k) indices to show, -1 for none.
         suppressing_scores: (B, T) or None; where suppressing phrases are scored by themselves, ``suppressing_control``.
         contributions: (B, T) where the method decomposes ``totals`` (B,); else None.
+        influence: (B, T) derivatives along the method's own directions; None: those along raw reverse directions.
         class_level: whether the scores are the same for every picture of the class.
         notes: for the reader.
+        units: the deciding units of each picture, where the method goes through units.
     """
 
     protocol: str
@@ -80,10 +84,12 @@ class Scored:
     suppressing_control: Control | None = None
     contributions: Tensor | None = None
     totals: Tensor | None = None
+    influence: Tensor | None = None
     class_level: bool = False
     notes: tuple[str, ...] = ()
     passes: float = 1.0
     row_notes: list[tuple[str, ...]] = field(default_factory=list)
+    units: list[tuple[DecidingUnit, ...]] = field(default_factory=list)
 
 
 class WordsMethod(ABC):
@@ -178,7 +184,7 @@ class WordsMethod(ABC):
         hashes = list(image_hashes) if image_hashes is not None else [""] * len(features)
         if not len(features):
             return []
-        scene = look(lens.classifier, tables, features, logits, targets, contrasts, seed, hashes)
+        scene = replace(look(lens.classifier, tables, features, logits, targets, contrasts, seed, hashes), lens=lens)
         if layer_gradient is not None:
             scene = replace(scene, layer_gradient=layer_gradient)
         with torch.no_grad():
@@ -232,6 +238,7 @@ class WordsMethod(ABC):
                     passes=scored.passes,
                     seconds=seconds,
                     notes=scored.notes + (scored.row_notes[i] if scored.row_notes else ()),
+                    units=scored.units[i] if scored.units else (),
                 )
             )
         return results
@@ -294,7 +301,7 @@ def _phrases(
     columns = {
         "presence": to_numbers(scene.presence.gather(1, safe)),
         "presence_z": to_numbers(scene.presence_z.gather(1, safe)),
-        "influence": to_numbers(scene.influence.gather(1, safe)),
+        "influence": to_numbers((scene.influence if scored.influence is None else scored.influence).gather(1, safe)),
     }
     contributions = None if scored.contributions is None else to_numbers(scored.contributions.gather(1, safe))
     p_values = z_values = None

@@ -1,25 +1,26 @@
 """TEXTER: decision-critical units are found, carried into the image-text space, and matched with phrases.
 
-Units are raw feature units here; a dictionary's latents take their place where one is fitted. Two ways of carrying need
-no optimisation: ``decode`` sends the units' deviation from their mean through the aligner, ``exemplar`` adds up the
-mean image embeddings of the pictures that activate them most.
+Units are the latents of the lens's dictionary, or the feature units where it has none. Four ways carry them over; see
+:mod:`whylens.words.translation`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from whylens.errors import InputError, unknown_name
 from whylens.registry import register
 from whylens.words.base import Scene, Scored, WordsMethod, positive_only, whole_bank
 from whylens.words.control import MINIMUM_DRAWS, MINIMUM_PRESENCE_Z, Control, NullHeads, control_notes, null_heads
-from whylens.words.question import pooled_sum
+from whylens.words.deciding import Deciding, find_units, name_units
+from whylens.words.maco import PRESETS, MacoSettings
+from whylens.words.maco_cache import default_folder
 from whylens.words.selection import strongest
+from whylens.words.translation import MODES, Translator
 
-MODES = ("decode", "exemplar")
-IG_STEPS = 100
 # Every draw selects its own units and ranks the bank anew, so fewer are drawn than for scores that are linear in the
 # head.
 TEXTER_DRAWS = 100
@@ -27,23 +28,37 @@ TEXTER_DRAWS = 100
 
 @register("texter", kind="words")
 class Texter(WordsMethod):
-    """TEXTER without a dictionary: top feature units by integrated gradients, translated into phrases (arXiv
-    2512.07245).
+    """TEXTER: the units that decide, translated into phrases (arXiv 2512.07245).
 
-    Attributions are integrated gradients from the zero feature: in closed form ``z_j w_cj`` for an affine head (with a
-    contrast ``z_j (w_c - w_c')_j``), else captum's with 100 Gauss-Legendre steps. The paper optimises a picture for the
-    units; both modes here are the specification's fast replacements (ours). On planted scenes ``exemplar`` is far nearer to the
-    true causes (docs/planted.md).
+    Attributions are integrated gradients from the point where every unit is 0: in closed form for an affine head,
+    ``z_j <d_j, w_c>`` for a latent (``w_c - w_c'`` with a contrast), else captum's with 100 Gauss-Legendre steps. Unlike
+    the official code, which ranks by size and so takes suppressing units for evidence, units are signed, and the other
+    sign gets phrases of its own. Where the paper optimises a picture for the units (``maco``), the other modes are the
+    specification's fast replacements (ours). On planted scenes ``exemplar`` is far nearer to the true causes than
+    ``decode`` (docs/planted.md).
 
     Args:
-        mode: ``"decode"``: cosine of W sum_U (z_j - mean_j) unit_j with centred phrases; ``"exemplar"``: of
-            sum_U IG_j (E_j - u_mean), E_j the mean embedding of the unit's 20 strongest reference pictures.
+        mode: ``"decode"``: cosine of W sum_U (z_j - mean_j) d_j with centred phrases; ``"exemplar"``: of
+            sum_U IG_j (E_j - u_mean), E_j the mean embedding of the unit's 20 strongest reference pictures; ``"maco"``: of
+            a picture that is optimised to activate U; ``"maco-cached"``: as exemplar, with E_j from a picture that is
+            optimised for unit j alone.
+        dictionary: True: units are latents of the lens's dictionary; False: feature units; None: latents where the lens
+            has a dictionary of these features.
         units: number of units, the k of the paper.
         absolute: choose units by the size of their attribution, whatever its sign, as the official code does; there is
             then no suppressing list.
+        suppressing: also translate the suppressing units; None: yes, except in the mode ``"maco"``, where that is a second
+            optimisation.
+        maco: how pictures are optimised: ``"fast"``, ``"paper"``, or :class:`whylens.words.MacoSettings`.
+        cache: keep optimised pictures on disk (in ``$WHYLENS_CACHE/maco`` or the user's cache folder).
         k: phrases shown on either side, None for the whole bank.
-        control: run the random-head control (affine heads only); a phrase is compared with those that are present.
+        control: run the random-head control (affine heads, modes without optimisation); a phrase is compared with those
+            that are present.
         draws: random heads.
+
+    Raises:
+        InputError: where a dictionary is asked for and the lens has none of these features.
+        ModelError: in the modes with pictures, for a set of units that no picture makes respond.
     """
 
     name = "texter"
@@ -52,15 +67,23 @@ class Texter(WordsMethod):
         self,
         *,
         mode: str = "exemplar",
+        dictionary: bool | None = None,
         units: int = 6,
         absolute: bool = False,
+        suppressing: bool | None = None,
+        maco: str | MacoSettings = "fast",
+        cache: bool = True,
         k: int | None = 8,
         control: bool = True,
         draws: int = TEXTER_DRAWS,
     ) -> None:
         self.mode = mode
+        self.dictionary = dictionary
         self.units = units
         self.absolute = absolute
+        self.suppressing = suppressing
+        self.maco = maco
+        self.cache = cache
         self.k = k
         self.control = control
         self.draws = draws
@@ -76,30 +99,25 @@ class Texter(WordsMethod):
             raise InputError(
                 f"texter: draws must be at least {MINIMUM_DRAWS} for a p-value of 0.05; it is {self.draws}."
             )
+        if isinstance(self.maco, str):
+            if self.maco not in PRESETS:
+                raise unknown_name("MACO preset", self.maco, PRESETS)
+        elif isinstance(self.maco, MacoSettings):
+            self.maco.validate()
+        else:
+            raise InputError(f"texter: maco must be a preset or MacoSettings; it is {self.maco!r:.80}.")
 
     def score(self, scene: Scene) -> Scored:
-        """Cosines (B, T) of the translated supporting units, and of the suppressing ones."""
-        attributions = integrated_gradients(scene)
-        gamma = scene.pooled - scene.tables.feature_mean
-        table = _unit_table(scene, self.mode)
-        sized = attributions.abs() if self.absolute else attributions
-        up = self._translate(sized, gamma if self.mode == "decode" else attributions, table)
-        scores = up @ scene.tables.unit_text.T
+        """Scores (B, T) of the translated supporting units, and of the suppressing ones."""
+        found = find_units(scene, use=self.dictionary, exemplars=self.mode == "exemplar")
+        translator = Translator(scene, found, self.mode, self._maco(), self._folder(), units=self.units)
+        supporting = found.strongest(found.values, self.units, absolute=self.absolute)
+        against = None if self.absolute else found.strongest(-found.values, self.units)
+        scores = translator.scores(supporting)
         suppressing_scores = None
-        if not self.absolute:
-            down = self._translate(-attributions, gamma if self.mode == "decode" else -attributions, table)
-            suppressing_scores = -(down @ scene.tables.unit_text.T)
-        control = None
-        notes: tuple[str, ...] = ()
-        if self.control:
-            heads = null_heads(
-                scene.classifier, scene.tables, scene.features, scene.logits, scene.question, scene.seed, self.draws
-            )
-            if heads is not None and heads.rows.ndim == 2:
-                control = self._random_heads(scene, heads, gamma, table)
-                notes = control_notes(scene.logits.shape[1])
-            else:
-                notes = ("The head is not affine, so no random-head control was run for this method.",)
+        if against is not None and self._suppresses():
+            suppressing_scores = -translator.scores(against)
+        control, notes = self._controlled(scene, found, translator)
         if self.k is None:
             shown, suppressing = whole_bank(scores)
         else:
@@ -108,87 +126,74 @@ class Texter(WordsMethod):
             if suppressing_scores is not None:
                 suppressing = positive_only(strongest(-suppressing_scores, self.k), -suppressing_scores)
         return Scored(
-            protocol=f"texter/{self.mode}/units={self.units}{'/absolute' if self.absolute else ''}@1",
+            protocol=self._protocol(found),
             scores=scores,
             phrases=shown,
             suppressing=suppressing,
             control=control,
             signed=False,
             suppressing_scores=suppressing_scores,
-            suppressing_control=control,
-            notes=notes,
-            row_notes=self._shares(attributions),
+            suppressing_control=control if suppressing_scores is not None else None,
+            notes=(*found.notes, *translator.notes, *notes),
+            row_notes=found.shares(supporting),
+            passes=1.0 + translator.passes / max(1, len(scene.pooled)),
+            units=name_units(scene, found, [supporting] if against is None else [supporting, against]),
         )
 
-    def _translate(self, attributions: Tensor, values: Tensor, table: Tensor) -> Tensor:
-        """Unit vectors (N, m): the units of highest positive attribution (N, d), times their values, carried over."""
-        best, index = attributions.topk(min(self.units, attributions.shape[1]), dim=1)
-        amounts = torch.where(best > 0, values.gather(1, index), 0.0)
-        carried = torch.nn.functional.embedding_bag(index, table, per_sample_weights=amounts, mode="sum")
-        return normalize(carried, dim=1)
+    def _protocol(self, found: Deciding) -> str:
+        parts = [f"texter/{self.mode}"]
+        if found.dictionary is not None:
+            parts.append("latents")
+        parts.append(f"units={self.units}")
+        if self.absolute:
+            parts.append("absolute")
+        if self.mode.startswith("maco"):
+            parts.append(self._maco().preset if isinstance(self.maco, str) else "own")
+        return "/".join(parts) + "@1"
 
-    def _random_heads(self, scene: Scene, heads: NullHeads, gamma: Tensor, table: Tensor) -> Control:
+    def _suppresses(self) -> bool:
+        return self.mode != "maco" if self.suppressing is None else self.suppressing
+
+    def _maco(self) -> MacoSettings:
+        return PRESETS[self.maco] if isinstance(self.maco, str) else self.maco
+
+    def _folder(self) -> Path | None:
+        return default_folder() if self.cache else None
+
+    def _controlled(
+        self, scene: Scene, found: Deciding, translator: Translator
+    ) -> tuple[Control | None, tuple[str, ...]]:
+        if not self.control:
+            return None, ()
+        if not translator.shared:
+            return None, (
+                "No random-head control was run: random heads choose other units, and each would need a picture of its own.",
+            )
+        heads = null_heads(
+            scene.classifier, scene.tables, scene.features, scene.logits, scene.question, scene.seed, self.draws
+        )
+        if heads is None or heads.rows.ndim != 2:
+            return None, ("The head is not affine, so no random-head control was run for this method.",)
+        return self._random_heads(scene, heads, found, translator), control_notes(scene.logits.shape[1])
+
+    def _random_heads(self, scene: Scene, heads: NullHeads, found: Deciding, translator: Translator) -> Control:
         """Best cosine of any present phrase under random heads, for supporting and (negated) suppressing units."""
         present = (scene.presence_z >= MINIMUM_PRESENCE_Z) & (scene.tables.carried > 0)
-        key = ("texter heads", id(heads.rows), scene.seed, self.draws)
+        key: tuple[Any, ...] = ("texter heads", id(heads.rows), scene.seed, self.draws)
         if key not in scene.tables.cache:
             scene.tables.cache[key] = heads.coefficients @ heads.rows
         base = scene.tables.cache[key]
         maxima = torch.zeros_like(heads.shift)
         minima = torch.zeros_like(heads.shift)
-        for i in range(len(gamma)):
+        for i in range(len(maxima)):
             family = scene.tables.unit_text[present[i]]
             if not len(family):
                 continue
             gradients = heads.length[i] * base + heads.shift[i, :, None] * heads.regression[i]
-            random = (gradients + heads.total[i] * heads.mean) * scene.pooled[i]
-            gammas = gamma[i].expand_as(random)
-            decode = self.mode == "decode"
-            sized = random.abs() if self.absolute else random
-            maxima[i] = (self._translate(sized, gammas if decode else random, table) @ family.T).amax(1)
+            gradients = gradients + heads.total[i] * heads.mean
+            # Only active units have an attribution, under whatever head.
+            active, random = found.under(i, gradients)
+            maxima[i] = (translator.carried(i, active, random, absolute=self.absolute) @ family.T).amax(1)
             if not self.absolute:
-                minima[i] = -(self._translate(-random, gammas if decode else -random, table) @ family.T).amax(1)
+                minima[i] = -(translator.carried(i, active, -random, absolute=False) @ family.T).amax(1)
         return Control(maxima, minima)
-
-    def _shares(self, attributions: Tensor) -> list[tuple[str, ...]]:
-        best = attributions.topk(min(self.units, attributions.shape[1]), dim=1).values.clamp(min=0).sum(1)
-        return [
-            (f"The {self.units} units carry {part:+.3g} of {total:+.3g}, what is explained above the zero feature.",)
-            for part, total in zip(best.tolist(), attributions.sum(1).tolist(), strict=True)
-        ]
-
-
-def integrated_gradients(scene: Scene) -> Tensor:
-    """Attributions (B, d) of the explained logit to feature units, from the zero feature, summed over positions.
-
-    Closed form for an affine head; else captum's, one picture's 100 steps at a time.
-    """
-    head = scene.classifier.affine_head
-    if head is not None:
-        return scene.pooled * scene.question.gradient
-    from captum.attr import IntegratedGradients
-
-    def explained(z: Tensor, coefficients: Tensor) -> Tensor:
-        return (scene.classifier.head(z) * coefficients).sum(1)
-
-    with torch.inference_mode(False), torch.enable_grad():
-        features = scene.features.detach().clone()
-        attributions = IntegratedGradients(explained).attribute(
-            features,
-            baselines=torch.zeros_like(features),
-            additional_forward_args=scene.question.coefficients.to(features),
-            n_steps=IG_STEPS,
-            internal_batch_size=max(IG_STEPS, len(features)),
-        )
-    return pooled_sum(attributions.detach()).float()
-
-
-def _unit_table(scene: Scene, mode: str) -> Tensor:
-    """What one unit stands for in the image-text space: (d, m)."""
-    tables = scene.tables
-    key = ("texter units", mode)
-    if key not in tables.cache:
-        table = tables.weight.T if mode == "decode" else tables.exemplars - tables.u_mean
-        tables.cache[key] = table.contiguous()
-    made: Tensor = tables.cache[key]
-    return made
