@@ -6,6 +6,7 @@ from words_worlds import FeatureClassifier, SpatialHead, World, make_linear
 
 from whylens.errors import InputError
 from whylens.words import DIRECTIONS, FaithTrace, TextToConcept, reverse_directions
+from whylens.words.contrast import presence_probability
 from whylens.words.directions import directions
 from whylens.words.tables import tables_of
 
@@ -28,6 +29,10 @@ def slow_direction(world: World, name: str, t: int, z: torch.Tensor, std: torch.
     b = world.aligner.reverse_weight.double().numpy()
     if name == "reverse":
         return b @ centred
+    if name == "reverse-contrast":
+        # All phrases are of one group, whose mean is the bank's.
+        units = (e - e.mean(0)) / np.linalg.norm(e - e.mean(0), axis=1, keepdims=True)
+        return b @ (e[t] - np.average(e, axis=0, weights=1 - units @ units[t]))
     if name == "reverse-unit-text":
         return b @ centred / np.linalg.norm(centred)
     if name == "reverse-unit":
@@ -66,7 +71,9 @@ def test_influence_is_the_inner_product_with_the_class_row(world: World) -> None
     targets = torch.tensor([3, 5])
     expected = classifier.affine_head.weight[targets] @ reverse_directions(lens).T
     for i, words in enumerate(
-        FaithTrace(k=None, control=False).from_features(lens, z, classifier.head(z).detach(), targets)
+        FaithTrace(direction="reverse", weighting="presence", k=None, control=False).from_features(
+            lens, z, classifier.head(z).detach(), targets
+        )
     ):
         for phrase in words:
             t = int(phrase.text.split()[1])
@@ -88,7 +95,8 @@ def test_other_heads_agree_with_central_differences_in_fp64(world: World, kind: 
     targets, contrasts = torch.tensor([1, 2]), torch.tensor([0, 4])
     rows = reverse_directions(lens).double()
     step = 1e-5
-    for i, words in enumerate(FaithTrace(k=None).from_features(lens, z, logits, targets, contrasts)):
+    method = FaithTrace(direction="reverse", k=None)
+    for i, words in enumerate(method.from_features(lens, z, logits, targets, contrasts)):
         for phrase in list(words)[:4] + list(words)[-4:]:
             d = rows[int(phrase.text.split()[1])].reshape(1, -1, *[1] * (z.ndim - 2))
 
@@ -171,7 +179,7 @@ def test_every_function_is_the_derivative_of_itself(world: World, function: str,
         return f[2]
 
     logits = (z @ weight.T + bias).float()
-    words = FaithTrace(function=function, weighting="none", k=None, control=False).from_features(
+    words = FaithTrace(direction="reverse", function=function, weighting="none", k=None, control=False).from_features(
         lens, z.float(), logits, target
     )[0]
     rows = reverse_directions(lens).double()
@@ -200,7 +208,7 @@ def test_synonyms_do_not_fill_the_list(world: World) -> None:
     text = torch.cat([world.text, synonyms])
     weight = torch.zeros(12, world.d)
     centred = text - text.mean(0)
-    weight[0] = world.map @ (centred[4] + 0.9 * centred[8])
+    weight[0] = world.map @ (centred[4] + 0.5 * centred[8])
     lens = world.lens(FeatureClassifier(make_linear(weight), world.d, affine=True), text)
     both = world.present[:, 4] & world.present[:, 8]
     z = world.features[both][:3]
@@ -219,10 +227,12 @@ def test_phrases_that_are_absent_or_not_carried_are_left_out(world: World) -> No
     lens = world.lens(linear(world))
     lens.statistics.carried[3] = -0.1
     z = world.features[:5]
-    for words in FaithTrace(k=12, control=False).from_features(lens, z, lens.classifier.head(z).detach()):
+    probability = presence_probability(tables_of(lens), z)
+    for i, words in enumerate(FaithTrace(k=12, control=False).from_features(lens, z, lens.classifier.head(z).detach())):
         for phrase in (*words.phrases, *words.suppressing):
             assert phrase.text != "phrase 3"
-            assert phrase.presence > 0
+            t = int(phrase.text.split()[1])
+            assert probability[i, t] > 0.5
         assert all(p.score < 0 and p.influence < 0 for p in words.suppressing)
 
 
@@ -246,7 +256,7 @@ def test_bad_settings_and_classes_are_named(world: World) -> None:
     logits = lens.classifier.head(z).detach()
     for method, message in (
         (FaithTrace(direction="revers"), "Did you mean 'reverse'"),
-        (FaithTrace(weighting="x"), "Accepted: presence"),
+        (FaithTrace(weighting="x"), "Accepted: probability"),
         (FaithTrace(function="prob"), "function"),
         (FaithTrace(k=0), "k must be"),
         (FaithTrace(draws=5), "draws"),

@@ -36,7 +36,7 @@ def test_scores_and_maps_equal_the_jacobian_written_out(lens, layer: str) -> Non
     expected = maps.sum((2, 3))
     seen = layer_gradient(lens.classifier, x, layer, None, None, "logit")
     torch.testing.assert_close(seen.gradient @ rows.T, expected, rtol=1e-3, atol=1e-5)
-    method = FaithTrace(layer=layer, weighting="none", k=None)
+    method = FaithTrace(layer=layer, direction="reverse", weighting="none", k=None)
     for i, words in enumerate(method(lens, x)):
         for phrase in words:
             t = lens.bank.phrases.index(phrase.text)

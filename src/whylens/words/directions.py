@@ -5,6 +5,7 @@ interface. With A(z) = W z + b the aligner, B the linear part of the reverse map
 
 - ``reverse``: d_t = B (e_t - e_mean), as long as the map makes it. What the features do not carry gets a short
   direction.
+- ``reverse-contrast``: B (e_t - what its alternatives have), see :mod:`whylens.words.contrast`.
 - ``reverse-unit-text``: B unit(e_t - e_mean).
 - ``reverse-unit``: unit(B (e_t - e_mean)).
 - ``reverse-whitened``: B (e_t - e_mean), scaled so that it moves the features by one standard deviation (root sum of
@@ -22,9 +23,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from whylens.errors import unknown_name
+from whylens.words.contrast import contrast_of
 from whylens.words.tables import LensLike, Tables, gather_rows, tables_of
 
-DIRECTIONS = ("reverse", "reverse-unit-text", "reverse-unit", "reverse-whitened", "adjoint", "adjoint-unit")
+DIRECTIONS = (
+    "reverse",
+    "reverse-contrast",
+    "reverse-unit-text",
+    "reverse-unit",
+    "reverse-whitened",
+    "adjoint",
+    "adjoint-unit",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +127,8 @@ def _shared(tables: Tables, name: str) -> Directions:
         rows = tables.embeddings if name == "adjoint" else tables.text
         if name == "reverse-unit-text":
             rows = tables.unit_text
+        elif name == "reverse-contrast":
+            rows = contrast_of(tables).rows
         half = _half(basis)
         if name == "reverse-unit":
             rows = rows / (rows @ half).norm(dim=1, keepdim=True).clamp(min=1e-12)

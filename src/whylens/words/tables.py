@@ -49,7 +49,9 @@ class Tables:
         text: (T, m) the same less the bank's mean; unit_text: scaled to unit length.
         weight: (m, d) and bias: (m,) of the aligner; reverse_weight: (d, m).
         u_mean: (m,) mean image embedding; feature_mean: (d,).
+        groups: the T phrases' groups in the bank.
         presence_mean, presence_std, carried: (T,) reference statistics.
+        embedding_covariance, residual_moment: (m, m) of the reference pictures' embeddings, and of what the aligner misses.
         exemplars: (d, m); feature_std: (d,).
         cache: derived tables of other modules, by key.
     """
@@ -76,6 +78,9 @@ class Tables:
         self.weight, self.bias = aligner.weight.to(device), aligner.bias.to(device)
         self.reverse_weight = aligner.reverse_weight.to(device)
         self.u_mean, self.feature_mean = aligner.embedding_mean.to(device), aligner.feature_mean.to(device)
+        self.groups = tuple(bank.groups)
+        self.embedding_covariance = statistics.embedding_covariance.to(device)
+        self.residual_moment = statistics.residual_moment.to(device)
         self.presence_mean = statistics.presence_mean.to(device)
         self.presence_std = statistics.presence_std.to(device)
         self.carried = statistics.carried.to(device)
