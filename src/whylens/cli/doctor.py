@@ -21,6 +21,10 @@ def run(
         str | None, typer.Option(help="Test this classifier; the first built-in lens's by default.")
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Load the published weights (may download them).")] = False,
+    traces: Annotated[
+        bool,
+        typer.Option("--traces", help="Test concept traces too; the last line is the B-cos network's gap in fp64."),
+    ] = False,
 ) -> None:
     """Print versions and devices, test hooks and the features/head split, and say what to do about each problem."""
     say = output().print
@@ -42,7 +46,8 @@ def run(
 
     say("[bold]Self-test[/]")
     problems = 0
-    for label, check in _checks(classifier, pretrained):
+    gaps: list[float] = []
+    for label, check in _checks(classifier, pretrained, gaps if traces else None):
         try:
             with errors().status(label):
                 detail = check()
@@ -53,10 +58,11 @@ def run(
             output().print(f"          {_advice(error)}", markup=False)
         else:
             say(f"  [green]ok[/]      {label}: {detail}")
+    say(f"[bold red]{problems} problem(s).[/]" if problems else "[bold green]No problem found.[/]")
+    if gaps:
+        say(f"{max(gaps):.3e}", highlight=False)
     if problems:
-        say(f"[bold red]{problems} problem(s).[/]")
         raise typer.Exit(5)
-    say("[bold green]No problem found.[/]")
 
 
 def _version(package: str) -> str | None:
@@ -84,14 +90,18 @@ def _devices() -> list[str]:
     return lines
 
 
-def _checks(classifier: str | None, pretrained: bool) -> list[tuple[str, Callable[[], str]]]:
+def _checks(classifier: str | None, pretrained: bool, gaps: list[float] | None) -> list[tuple[str, Callable[[], str]]]:
     from whylens.cli import selftest
 
+    traces: list[tuple[str, Callable[[], str]]] = []
+    if gaps is not None:
+        traces.append(("concept traces of the B-cos network add up", lambda: selftest.exact_traces(gaps)))
     return [
         ("pictures can be decoded", selftest.decode_pictures),
         ("files can be written and renamed", selftest.write_files),
         ("features/head split and hooks", lambda: selftest.split_and_hooks(classifier, pretrained)),
         ("built-in lens loads and explains", selftest.built_in_lens),
+        *traces,
     ]
 
 

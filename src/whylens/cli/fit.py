@@ -30,6 +30,13 @@ def run(
     dictionary: Annotated[
         str | None, typer.Option(help="Also train a dictionary over the features: default, paper or fact.")
     ] = None,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            help="Also train dictionaries for concept traces at these layers, joined by commas; 'features' is what the "
+            "head reads."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most so many pictures.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in one pass.")] = 32,
     minimum_r2: Annotated[
@@ -64,6 +71,7 @@ def run(
             name=out.name,
             checkpoint=out.with_name(f"{out.name}.unfinished"),
             dictionary=dictionary or False,
+            traces=traces or (),
             progress=progress,
         )
     lens.save(out, overwrite=overwrite)
@@ -80,11 +88,11 @@ def run(
         f"Aligner on held-out pictures: R2 {aligner.r2:.3f}, mean cosine {aligner.cosine:.3f}; "
         f"reverse R2 {aligner.reverse_r2:.3f}."
     )
-    if lens.dictionary is not None:
-        figures = lens.dictionary.report
+    for trained in lens.dictionaries:
+        figures = trained.report
         say(
-            f"Dictionary of {lens.dictionary.latents} latents: R2 {figures['r2']:.3f}, {figures['l0']:.1f} active, "
-            f"{figures['fidelity']['agreement']:.1%} of held-out pictures keep their class."
+            f"Dictionary of {trained.latents} latents ({trained.origin.features}): R2 {figures['r2']:.3f}, "
+            f"{figures['l0']:.1f} active, {figures['fidelity']['agreement']:.1%} of held-out pictures keep their class."
         )
     dropped = ", ".join(f"{n} {why}" for why, n in report["phrases_dropped"].items() if n)
     say(f"{len(lens.bank)} phrases" + (f" (dropped: {dropped})." if dropped else "."))

@@ -18,6 +18,9 @@ from whylens.lens import Lens, built_in_lenses
 from whylens.randomness import torch_generator
 from whylens.store import atomic_file
 
+BCOS_NETWORK = "tiny-imagenet-bcos"
+EXACT = 1e-9
+
 
 def decode_pictures() -> str:
     """Encode a gradient in three formats and read it back."""
@@ -79,6 +82,36 @@ def built_in_lens() -> str:
     yellow[16:48, 16:48] = (230, 200, 40)
     why = lenses[0].explain(yellow)
     return f"{', '.join(names)} in {loaded:.2f} s; a rendered square is explained with {len(why.words)} phrases"
+
+
+def exact_traces(gaps: list[float]) -> str:
+    """Trace random pictures at every layer of the built-in B-cos network, and from the pixels.
+
+    Args:
+        gaps: the relative gap of each is appended: what is left open, over the sum of the sizes of all shares.
+    """
+    from whylens.bcos import pixel_contributions
+    from whylens.traces import Fact, completeness_gap
+    from whylens.traces.precision import in_double
+
+    name = BCOS_NETWORK
+    classifier = load_classifier(f"builtin:{name}")
+    x = torch.rand(2, 3, *classifier.size, generator=torch_generator(0, "doctor traces")).to(classifier.device)
+    dictionaries = [d.layer or "features" for d in Lens.load(name).dictionaries] if name in built_in_lenses() else []
+    lens = Lens.load(name) if dictionaries else classifier
+    layers = list(dict.fromkeys([*dictionaries, "features", *_stages(classifier)]))
+    for layer in layers:
+        for mode in ("residual", "replace"):
+            gaps.extend(completeness_gap(trace) for trace in Fact(layer=layer, mode=mode)(lens, x))
+    with in_double(classifier.module):
+        gaps.append(float(pixel_contributions(classifier.module, x.double()).gap.max()))
+    if max(gaps) > EXACT:
+        raise WhylensError(f"The shares leave {max(gaps):.2g} of their size open; less than {EXACT:g} was expected.")
+    return f"{len(layers)} layers and the pixels of {name}, largest gap {max(gaps):.1e} of the shares' sizes (fp64)"
+
+
+def _stages(classifier: Classifier) -> list[str]:
+    return [name for name in ("stem", "stages.0", "stages.1") if name in dict(classifier.module.named_modules())]
 
 
 def _hooks(classifier: Classifier) -> int:

@@ -22,6 +22,7 @@ from whylens.errors import FitError, InputError
 from whylens.images import find_pictures
 from whylens.lens.lens import EncoderReference, Lens, peak_memory_mb
 from whylens.lens.reference import Progress, run_paired_pass
+from whylens.lens.trace_dictionaries import fit_trace_dictionaries, trace_layers
 from whylens.words.class_names import readable_class_names
 
 
@@ -40,6 +41,8 @@ def fit(
     name: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     dictionary: bool | str | DictionarySettings | Dictionary = False,
+    traces: str | Sequence[str] = (),
+    trace_settings: DictionarySettings | None = None,
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Lens:
@@ -61,6 +64,9 @@ def fit(
         checkpoint: folder for resuming an interrupted fit; removed when the fit succeeds.
         dictionary: also train a sparse autoencoder over the pooled features of the same pictures: True for the preset
             ``default``, the name of a preset, or settings; or one of this classifier that is trained already.
+        traces: layers at which a dictionary for concept traces is trained too, as names or joined by commas;
+            ``"features"`` is what the head reads, and becomes the lens's ``dictionary``.
+        trace_settings: of those; :func:`whylens.lens.trace_dictionaries.trace_settings` by default.
         progress: called with (pictures done, pictures in all); for a dictionary again with (steps done, in all).
         seed: chooses the held-out pictures.
 
@@ -84,6 +90,9 @@ def fit(
     if not 0 < held_out <= 0.5:
         raise InputError(f"held_out must be over 0 and at most 0.5; it is {held_out}.")
     _check_dictionary(dictionary, classifier)
+    layers = trace_layers(traces, classifier) if traces else []
+    if None in layers and dictionary is not False:
+        raise InputError("Give the features one dictionary: leave 'features' out of traces, or dictionary out.")
     phrases, dropped = _usable_bank(bank, encoder, classifier, hide_class_names)
 
     pictures = find_pictures([images] if isinstance(images, (str, os.PathLike)) else images)
@@ -109,6 +118,19 @@ def fit(
     embeddings = EmbeddingCache().phrases(encoder, phrases.phrases, templates)
     statistics = Statistics.compute(aligner, paired.features, paired.embeddings, embeddings)
     trained = _dictionary(dictionary, classifier, pictures, folder, held_out, batch_size, seed, progress)
+    further = fit_trace_dictionaries(
+        classifier,
+        pictures,
+        layers,
+        trace_settings,
+        held_out=held_out,
+        batch_size=batch_size,
+        workspace=None if folder is None else _workspace(folder),
+        seed=seed,
+        progress=progress,
+    )
+    if None in layers:
+        trained = further.pop(layers.index(None))
     exemplars = None if trained is None else latent_exemplars(trained, classifier, paired.features, paired.embeddings)
     report: dict[str, Any] = {
         "pictures_found": found,
@@ -134,6 +156,7 @@ def fit(
         name=name or classifier.name,
         report=report,
         dictionary=trained,
+        more_dictionaries=tuple(further),
         latent_exemplars=exemplars,
         class_embeddings=readable_class_names(encoder, classifier.class_names, tuple(templates)),
         spectrum=paired.spectrum,
