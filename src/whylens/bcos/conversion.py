@@ -130,9 +130,8 @@ def bcosify(
 
     Cost: 7 passes of 2 pictures and one backward pass, in double precision.
     """
-    converted, changes, preserved = rewrite(module, size=size, mean=mean, std=std)
-    changes += _leave_ordinary(converted, b)
-    exact = copy.deepcopy(converted).double()
+    network, changes, preserved = converted(module, size=size, mean=mean, std=std, b=b)
+    exact = copy.deepcopy(network).double()
     x = _pictures(size)
     # With the variances of the old network the signal could fade to nothing, about which nothing can be measured.
     calibrate_norms(exact, [x])
@@ -140,7 +139,27 @@ def bcosify(
     encoded = AddInverse()(x)
     other = torch.rand(encoded.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     replay = float(replay_gap(exact, encoded, other).max())
-    return converted, ConversionReport(tuple(changes), preserved, gap, replay)
+    return network, ConversionReport(tuple(changes), preserved, gap, replay)
+
+
+def converted(
+    module: nn.Module,
+    *,
+    size: int | tuple[int, int] = 224,
+    mean: Sequence[float],
+    std: Sequence[float],
+    b: float = 2,
+) -> tuple[nn.Module, list[Change], float]:
+    """All steps of :func:`bcosify` without its measurements of the finished network.
+
+    Returns:
+        The network in evaluation mode, the changes, and the largest difference of the logits after the preserving steps.
+
+    Raises:
+        ModelError: as in :func:`bcosify`.
+    """
+    network, changes, preserved = rewrite(module, size=size, mean=mean, std=std)
+    return network, changes + _leave_ordinary(network, b), preserved
 
 
 def rewrite(

@@ -1,6 +1,7 @@
 """Classifiers: any network that gives logits, its preprocessing and its split into features and head."""
 
 from whylens.classifiers.affine import AffineHead
+from whylens.classifiers.bcosified import bcosify_classifier, save_bcosified
 from whylens.classifiers.builtin import builtin_names, load_builtin
 from whylens.classifiers.classifier import Classifier, fingerprint
 from whylens.classifiers.layouts import Layout
@@ -14,6 +15,7 @@ __all__ = [
     "Options",
     "PictureLike",
     "Preprocessing",
+    "bcosify_classifier",
     "builtin_names",
     "fingerprint",
     "list_models",
@@ -21,4 +23,5 @@ __all__ = [
     "load_builtin",
     "load_classifier",
     "register_source",
+    "save_bcosified",
 ]

@@ -19,19 +19,29 @@ _ARCHITECTURES: dict[str, Callable[[str, Options], Architecture]] = {
 }
 
 
+def blueprint_of(model: str, options: Options) -> Architecture:
+    """The architecture ``SOURCE:NAME``, without weights.
+
+    Raises:
+        InputError: for a source or name that has none.
+    """
+    prefix, _, name = model.partition(":")
+    if prefix not in _ARCHITECTURES:
+        raise unknown_name("source of architectures", prefix, _ARCHITECTURES)
+    return _ARCHITECTURES[prefix](name, options)
+
+
 @register_source("file")
 def load_file(name: str, options: Options) -> Classifier:
     """Weights from a file in an architecture by name; the number of classes is read from the weights."""
     path, at, model = name.rpartition("@")
-    prefix, colon, model_name = model.partition(":")
+    _, colon, model_name = model.partition(":")
     if not at or not path or not colon or not model_name:
         raise InputError(
             f"A checkpoint is named file:CHECKPOINT@SOURCE:NAME, such as 'file:weights.pt@torchvision:resnet18'; "
             f"this is 'file:{name}'."
         )
-    if prefix not in _ARCHITECTURES:
-        raise unknown_name("source of architectures", prefix, _ARCHITECTURES)
-    blueprint = _ARCHITECTURES[prefix](model_name, options)
+    blueprint = blueprint_of(model, options)
     state = read_state(path)
     module = blueprint.build(None)
     classes = fit_state(module, state, path)

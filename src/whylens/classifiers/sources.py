@@ -44,7 +44,7 @@ _sources: dict[str, Source] = {}
 _OWN = (
     *(
         f"whylens.classifiers.{name}"
-        for name in ("torchvision_models", "timm_models", "hf_models", "bcos_models", "files", "builtin")
+        for name in ("torchvision_models", "timm_models", "hf_models", "bcos_models", "bcosified", "files", "builtin")
     ),
     "whylens.planted.organisms",
 )
@@ -110,7 +110,7 @@ def load_classifier(
     Args:
         spec: ``torchvision:NAME`` or ``torchvision:NAME/WEIGHTS``, ``timm:NAME``, ``hf:REPOSITORY_OR_FOLDER``,
             ``bcos:NAME``, ``file:CHECKPOINT@torchvision:NAME`` (or ``@timm:``, ``@bcos:``, ``@builtin:``),
-            ``builtin:NAME``, or another source.
+            ``bcosified:FILE``, ``builtin:NAME``, or another source.
         pretrained: load the published weights (a download, unless they are in the library's cache); otherwise random
             weights, with as many classes as ``class_names`` has. Files and built-in classifiers always have weights.
         class_names: replaces the model's own names.

@@ -13,8 +13,10 @@ import typer
 from whylens import __version__
 from whylens.cli import (
     banks,
+    bcosify,
     bench,
     bundle,
+    concepts,
     demo,
     dictionary,
     doctor,
@@ -43,12 +45,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (demo, explain, fit, evaluate, methods, models, doctor, verify, bundle, merge):
+for verb in (demo, explain, fit, evaluate, bcosify, methods, models, doctor, verify, bundle, merge):
     app.command(name=verb.__name__.rsplit(".", 1)[-1])(verb.run)
 app.add_typer(banks.app, name="banks")
 app.add_typer(key.app, name="key")
 app.add_typer(bench.app, name="bench")
 app.add_typer(dictionary.app, name="dictionary")
+app.add_typer(concepts.app, name="concepts")
 
 
 @app.callback()
