@@ -119,7 +119,7 @@ def test_failures_are_listed_and_exit_code_3(run, folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--kind", "words"], "Accepted kinds: maps"),
+        (["--labels", "x.csv"], "--labels does not apply to --kind maps"),
         (["--kind", "traces"], "not there yet"),
         (["--kind", "map"], "Did you mean 'maps'"),
         (["--methods", "evaluated_noise"], "evaluated-noise"),

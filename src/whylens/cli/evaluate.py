@@ -12,8 +12,11 @@ from whylens.cli.console import errors, output
 
 _SHOWN_FAILURES = 20
 # Every kind is a module with COMMON | OPTIONS of this command's options, and evaluate(**them).
-_KINDS = {"maps": "whylens.cli.evaluate_maps"}
-_PLANNED = ("words", "traces")
+_KINDS = {
+    "maps": "whylens.cli.evaluate_maps",
+    "words": "whylens.cli.evaluate_words",
+}
+_PLANNED = ("traces",)
 COMMON = frozenset(
     ("images", "methods", "out", "kind", "lens", "metrics", "against", "seed", "limit", "device", "overwrite")
 )
@@ -23,10 +26,15 @@ def run(
     ctx: typer.Context,
     images: Annotated[list[Path], typer.Option(help="Picture file or folder; may be repeated.", show_default=False)],
     methods: Annotated[
-        str, typer.Option(help="Methods joined by commas, such as grad_cam,random_map.", show_default=False)
+        str,
+        typer.Option(
+            help="Methods joined by commas, such as grad_cam,random_map. Words: also package.module:Class, settings in "
+            "braces.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the results.", show_default=False)],
-    kind: Annotated[str, typer.Option(help="What is evaluated: maps.")] = "maps",
+    kind: Annotated[str, typer.Option(help="What is evaluated: maps or words.")] = "maps",
     classifier: Annotated[
         str | None,
         typer.Option(help="Maps: a classifier's source, such as torchvision:resnet50; see `whylens models`."),
@@ -39,7 +47,8 @@ def run(
         typer.Option(
             help="Joined by commas. Maps: fei (six curves), rise (the classical pair), a curve such as "
             "insertion-blur, activations, localisation, sensitivity, randomisation, evidence; fei,activations by "
-            "default."
+            "default. Words: curves, influence, steps, clip, localisation, misclassified, stability, sanity; the first "
+            "three by default."
         ),
     ] = None,
     layers: Annotated[
@@ -51,7 +60,29 @@ def run(
     masks: Annotated[
         Path | None, typer.Option(help="For localisation: a folder of mask pictures, or a CSV (file,x0,y0,x1,y1).")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="Method that others are compared with; the first.")] = None,
+    k: Annotated[int, typer.Option(help="Words: phrases of a list that count.")] = 5,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Words: pictures that the lens was not fitted on, for a second aligner; may be repeated."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Words: another encoder for the second aligner; see `whylens models`.")
+    ] = None,
+    aligner: Annotated[
+        str, typer.Option(help="Words: second, or own (the lens's own, which favours its methods).")
+    ] = "second",
+    labels: Annotated[
+        str | None, typer.Option(help="Words, misclassified: a CSV (file,class), or 'folders' named like the classes.")
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Words, localisation: layer at which phrases are mapped. Traces: whose concepts are deleted."
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Method that others are compared with; the first, or for words random phrases.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     limit: Annotated[int | None, typer.Option(help="Only the first pictures by name.")] = None,
     batch_size: Annotated[
@@ -116,11 +147,11 @@ def _table(summary: Any) -> Any:
     """Mean scores without activations; their many rows, and all intervals, are in the file."""
     from rich.table import Column, Table
 
-    from whylens.evaluation.summary import is_activation, lower_is_better
+    from whylens.evaluation.summary import is_activation, is_control, lower_is_better
 
     table = Table(Column("mean over pictures", no_wrap=True), *summary.methods, box=None, header_style="bold")
     for protocol, found in summary.scores.items():
-        if is_activation(protocol):
+        if is_activation(protocol) or is_control(protocol):
             continue
         arrow = {None: "", True: " ↓", False: " ↑"}[lower_is_better(protocol)]
         means = [found[m].mean if m in found else None for m in summary.methods]

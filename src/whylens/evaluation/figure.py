@@ -37,13 +37,14 @@ def draw_curves(path: Path, summary: Summary) -> bool:
             if method not in methods:
                 continue
             band = methods[method]
-            share = [k / max(1, len(band.mean) - 1) for k in range(len(band.mean))]
+            steps = max(1, len(band.mean) - 1)
+            share = [k if _of_words(protocol) else k / steps for k in range(len(band.mean))]
             style = {"color": _COLOURS[index % len(_COLOURS)], "linestyle": _STYLES[index // len(_COLOURS) % 4]}
             axis.plot(share, band.mean, label=method, linewidth=1.5, **style)
             if None not in band.low and None not in band.high:
                 axis.fill_between(share, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
         axis.set_title(protocol, fontsize=8)
-        axis.set_xlabel("share of pixels " + ("shown" if protocol.startswith("insertion") else "hidden"), fontsize=8)
+        axis.set_xlabel(_across(protocol), fontsize=8)
         axis.tick_params(labelsize=7)
     for axis in axes[count:]:
         axis.set_visible(False)
@@ -52,3 +53,13 @@ def draw_curves(path: Path, summary: Summary) -> bool:
     with atomic_file(path, overwrite=True) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return True
+
+
+def _of_words(protocol: str) -> bool:
+    return protocol.startswith("words-")
+
+
+def _across(protocol: str) -> str:
+    if _of_words(protocol):
+        return "phrases " + ("added" if protocol.startswith("words-insertion") else "removed")
+    return "share of pixels " + ("shown" if protocol.startswith("insertion") else "hidden")

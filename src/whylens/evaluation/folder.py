@@ -15,8 +15,9 @@ from whylens.store import atomic_file
 from whylens.types import to_plain
 
 RUN, ROWS, METHODS = "run.json", "rows", "methods"
+DIRECTIONS = "directions.safetensors"
 RESULTS = ("results.json", "results.md", "curves.png")
-OWN = {RUN, ROWS, METHODS, *RESULTS}
+OWN = {RUN, ROWS, METHODS, DIRECTIONS, *RESULTS}
 
 
 class EvaluationFolder:

@@ -50,12 +50,28 @@ class Masks:
         Raises:
             PictureError: for a mask of another aspect ratio than the picture, or one of which nothing is left.
         """
+        inside = self.at_picture(name, picture)
+        if inside is None:
+            return None
+        exact = dataclasses.replace(preprocessing, interpolation="nearest", mean=(0.0, 0.0, 0.0))
+        seen: np.ndarray = exact(np.repeat(inside[..., None], 3, 2).astype(np.uint8) * 255)[0].numpy() > 0.5
+        if not seen.any():
+            raise PictureError(f"The mask of {name} is empty where the classifier looks.")
+        return seen
+
+    def at_picture(self, name: str, picture: Picture) -> np.ndarray | None:
+        """The mask as it was given, bool: of the picture's own size for boxes, of the mask picture's size otherwise.
+
+        Raises:
+            PictureError: for a mask of another aspect ratio than the picture.
+        """
         height, width = picture.array.shape[:2]
         if Path(name).name in self._boxes:
             inside = np.zeros((height, width), bool)
             for x0, y0, x1, y1 in self._boxes[Path(name).name]:
                 inside[_range(y0, y1, height), _range(x0, x1, width)] = True
-        elif Path(name).stem in self._files:
+            return inside
+        if Path(name).stem in self._files:
             found = read_picture(self._files[Path(name).stem]).array
             rows, columns = found.shape[:2]
             # A mask may be coarser than its picture, but it must be of the same picture.
@@ -64,14 +80,9 @@ class Masks:
                     f"The mask of {name} is {columns} x {rows} pixels; the picture is {width} x {height}, so the mask "
                     "does not belong to it."
                 )
-            inside = found.max(axis=2) > 0
-        else:
-            return None
-        exact = dataclasses.replace(preprocessing, interpolation="nearest", mean=(0.0, 0.0, 0.0))
-        seen: np.ndarray = exact(np.repeat(inside[..., None], 3, 2).astype(np.uint8) * 255)[0].numpy() > 0.5
-        if not seen.any():
-            raise PictureError(f"The mask of {name} is empty where the classifier looks.")
-        return seen
+            drawn: np.ndarray = found.max(axis=2) > 0
+            return drawn
+        return None
 
 
 def _range(low: float, high: float, size: int) -> slice:

@@ -8,16 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from whylens.evaluation.figure import draw_curves
-from whylens.evaluation.summary import Summary, is_activation, lower_is_better
+from whylens.evaluation.summary import Summary, is_activation, is_control, lower_is_better
 from whylens.lens.lens import library_versions, peak_memory_mb
-from whylens.metrics import Interval
+from whylens.metrics import Interval, bootstrap
 from whylens.store import atomic_file
 from whylens.types import to_plain
 
 SCHEMA_VERSION = "1.0"
 _MEAN_LAYER = "@mean/"
 _ENOUGH_PICTURES = 30
+_CONTROL_NOTE = (
+    "The same scores of other lists, to be read against the method's own above: the same words in reverse order, or the "
+    "words that the method gives with a random head, with random units, with a shuffled aligner, or for another class. "
+    "Words that score as well as these owe their score to something else than the decision."
+)
 
 
 def write_results(
@@ -27,8 +34,19 @@ def write_results(
     rows: Sequence[Mapping[str, Any]],
     *,
     seconds: float,
+    kind: str = "maps",
+    notes: Sequence[str] = (),
 ) -> None:
     """Write ``results.json``, ``results.md`` and, where matplotlib is installed, ``curves.png``; earlier ones go.
+
+    Args:
+        folder: of the evaluation.
+        configuration: of the run.
+        summary: over ``rows``.
+        rows: one a picture.
+        seconds: that the run took, without what an earlier one had done.
+        kind: what was evaluated, for the title.
+        notes: paragraphs for the reader.
 
     Raises:
         StoreError: when one cannot be written.
@@ -46,16 +64,21 @@ def write_results(
     failures = _failures(rows)
     document = {
         "schema_version": SCHEMA_VERSION,
-        "kind": "maps",
+        "kind": kind,
         "configuration": configuration,
         "facts": facts,
         "summary": summary,
         "failures": failures,
     }
+    checks = _checks(good)
+    if checks:
+        document["checks"] = checks
+    if notes:
+        document["notes"] = list(notes)
     text = json.dumps(to_plain(document), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_file(folder / "results.json", overwrite=True) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
-    page = _page(configuration, summary, facts, failures, drawn=drawn)
+    page = _page(configuration, summary, facts, failures, kind=kind, notes=notes, checks=checks, drawn=drawn)
     with atomic_file(folder / "results.md", overwrite=True) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
 
@@ -78,28 +101,40 @@ def _page(
     facts: Mapping[str, Any],
     failures: Mapping[str, Any],
     *,
+    kind: str,
+    notes: Sequence[str],
+    checks: Mapping[str, Interval],
     drawn: bool,
 ) -> str:
-    layers = ", ".join(configuration["layers"])
     parts = [
-        "# Evaluation of maps",
+        f"# Evaluation of {kind}",
         f"Classifier {configuration['classifier_name']}; {summary.pictures} pictures, each explained for its predicted "
         f"class; seed {configuration['seed']}. Means over pictures with bootstrap 95 % intervals; the best mean of a "
         "row is bold. Arrows: ↑ higher is better, ↓ lower is better.",
+        *notes,
     ]
     if summary.pictures < _ENOUGH_PICTURES:
         parts.append(
             f"**{summary.pictures} pictures are few:** bootstrap intervals of fewer than {_ENOUGH_PICTURES} are too "
             "narrow, so that differences look surer than they are."
         )
-    curves = [p for p in summary.scores if not is_activation(p)]
+    curves = [p for p in summary.scores if not is_activation(p) and not is_control(p)]
     if curves:
         parts += ["## Scores", _score_table(summary, curves)]
+    controls = [p for p in summary.scores if is_control(p)]
+    if controls:
+        parts += ["## Controls", _CONTROL_NOTE, _score_table(summary, controls)]
+    if checks:
+        parts += ["## Does influence foretell finite steps?", _check_list(checks)]
     means = [p for p in summary.scores if is_activation(p) and _MEAN_LAYER in p]
     if means:
-        note = f"Means over the layers {layers}; each layer by itself is in results.json."
+        note = f"Means over the layers {', '.join(configuration['layers'])}; each layer by itself is in results.json."
         parts += ["## Activations", note, _score_table(summary, means)]
-    differences = [p for p in summary.differences if not is_activation(p) and lower_is_better(p) is not None]
+    differences = [
+        p
+        for p, found in summary.differences.items()
+        if not is_activation(p) and lower_is_better(p) is not None and any(i.count for i in found.values())
+    ]
     if differences:
         title = f"## Paired differences from {summary.against}"
         note = "Method minus the reference on the same pictures; * where the interval leaves out zero."
@@ -107,7 +142,7 @@ def _page(
     parts += ["## Cost", _cost_table(summary)]
     if facts["sweep_passes_a_picture"]:
         parts.append(
-            f"Scoring took {facts['sweep_passes_a_picture']:.0f} forward passes and "
+            f"Scoring took {round(facts['sweep_passes_a_picture'], 1):g} forward passes and "
             f"{facts['sweep_seconds_a_picture']:.2f} s a picture, all methods together. Peak memory "
             f"{facts['peak_memory_mb']:.0f} MB."
         )
@@ -120,17 +155,39 @@ def _page(
     return "\n\n".join(parts) + "\n"
 
 
+def _checks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """Means of what was checked once a picture, whatever the method."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("checks", {})))
+    if not names:
+        return {}
+    table = np.array([[row.get("checks", {}).get(name, np.nan) for name in names] for row in rows], float)
+    return dict(zip(names, bootstrap(table), strict=True))
+
+
+def _check_list(checks: Mapping[str, Interval]) -> str:
+    lines = [f"- `{name}`: {_cell(interval)}" for name, interval in checks.items()]
+    return "\n".join(
+        ["Rank correlation over phrases of the bank, mean over pictures; 1 for an affine head.", "", *lines]
+    )
+
+
 def _score_table(summary: Summary, protocols: Sequence[str]) -> str:
     lines = [_line(["protocol", *summary.methods]), _line(["---"] * (1 + len(summary.methods)))]
     for protocol in protocols:
         lower = lower_is_better(protocol)
         found = summary.scores[protocol]
-        means = {m: i.mean for m in summary.methods if (i := found.get(m)) is not None and i.mean is not None}
+        # Only what was measured on the same pictures can be called the best of them.
+        whole = max((i.count for i in found.values()), default=0)
+        means = {
+            m: i.mean
+            for m in summary.methods
+            if (i := found.get(m)) is not None and i.mean is not None and i.count == whole
+        }
         best = None
         if lower is not None and len(means) > 1:
             best = min(means, key=lambda m: means[m]) if lower else max(means, key=lambda m: means[m])
         arrow = {None: "", True: " ↓", False: " ↑"}[lower]
-        cells = [_cell(found.get(m), bold=m == best) for m in summary.methods]
+        cells = [_cell(found.get(m), bold=m == best, whole=whole) for m in summary.methods]
         lines.append(_line([f"`{protocol}`{arrow}", *cells]))
     return "\n".join(lines)
 
@@ -164,15 +221,20 @@ def _failure_list(failures: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(interval: Interval | None, *, bold: bool = False, signed: bool = False) -> str:
+def _cell(interval: Interval | None, *, bold: bool = False, signed: bool = False, whole: int = 0) -> str:
     if interval is None or interval.mean is None:
         return "–"
     sign = "+" if signed else ""
-    mean = f"{interval.mean:{sign}.4g}"
+    mean = _rounded(interval.mean, f"{sign}.4g")
     shown = f"**{mean}**" if bold else mean
-    if interval.low is None or interval.high is None:
-        return shown
-    return f"{shown} [{interval.low:{sign}.3g}, {interval.high:{sign}.3g}]"
+    if interval.low is not None and interval.high is not None:
+        shown += f" [{_rounded(interval.low, f'{sign}.3g')}, {_rounded(interval.high, f'{sign}.3g')}]"
+    return f"{shown} (n = {interval.count})" if interval.count < whole else shown
+
+
+def _rounded(value: float, form: str) -> str:
+    """Rounding noise is shown as 0."""
+    return format(value if abs(value) > 1e-12 else 0.0, form)
 
 
 def _line(cells: Sequence[str]) -> str:

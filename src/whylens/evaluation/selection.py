@@ -56,3 +56,38 @@ class Selection(Plain):
         if others["activations"] and not curves:
             raise InputError("Activations are measured along curves: name fei, rise or a curve beside 'activations'.")
         return cls(tuple(curves), **others)
+
+
+WORDS_METRICS = ("curves", "influence", "steps", "clip", "localisation", "misclassified", "stability", "sanity")
+"""Metrics of words: insertion and deletion; influence; finite steps; fit to the picture in the encoder's eyes; phrases'
+maps against boxes; words for the predicted and the true class; agreement with itself; words of corrupted lenses."""
+DEFAULT_WORDS_METRICS = ("curves", "influence", "steps")
+
+
+@dataclass(frozen=True)
+class WordsSelection(Plain):
+    """Which groups of metrics of words are measured."""
+
+    curves: bool = False
+    influence: bool = False
+    steps: bool = False
+    clip: bool = False
+    localisation: bool = False
+    misclassified: bool = False
+    stability: bool = False
+    sanity: bool = False
+
+    @classmethod
+    def named(cls, names: Iterable[str]) -> WordsSelection:
+        """The selection of names from :data:`WORDS_METRICS`.
+
+        Raises:
+            InputError: for an unknown name, or no name.
+        """
+        given = list(dict.fromkeys(names))
+        if not given:
+            raise InputError(f"No metric was named. Accepted: {', '.join(WORDS_METRICS)}.")
+        for name in given:
+            if name not in WORDS_METRICS:
+                raise unknown_name("metric of words", name, WORDS_METRICS)
+        return cls(**{name: name in given for name in WORDS_METRICS})

@@ -19,8 +19,12 @@ _LOWER = (
     "max-sensitivity/",
     "randomisation-",
     "adversarial-evidence/",
+    "words-deletion/",
+    "words-sanity-overlap/",
 )
-_NEITHER = ("box-area/",)
+_NEITHER = ("box-area/", "concepts/")
+# The same score of another list, to be read against the method's own: words in reverse, or of a corrupted lens.
+_CONTROLS = ("/reversed", "/random-head", "/random-units", "/shuffled-aligner", "/other-class")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,12 @@ class Summary(Plain):
 
 def lower_is_better(protocol: str) -> bool | None:
     """Whether lower values are better; None for values that are no score."""
-    return None if protocol.startswith(_NEITHER) else protocol.startswith(_LOWER)
+    return None if protocol.startswith(_NEITHER) or is_control(protocol) else protocol.startswith(_LOWER)
+
+
+def is_control(protocol: str) -> bool:
+    """Whether an id is that of a control beside a score of words."""
+    return protocol.startswith("words-") and protocol.endswith(_CONTROLS)
 
 
 def is_activation(protocol: str) -> bool:

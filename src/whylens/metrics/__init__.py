@@ -20,7 +20,10 @@ from whylens.metrics.maps import MapScores, score_maps
 from whylens.metrics.sanity import cascade, rank_correlation
 from whylens.metrics.sensitivity import max_sensitivity
 from whylens.metrics.substrates import SUBSTRATES, make_substrates
-from whylens.metrics.words import WordsCurves, words_curves
+from whylens.metrics.words import WordsCurves, list_curves, words_curves
+from whylens.metrics.words_agreement import kept, overlap
+from whylens.metrics.words_influence import contributions, finite_steps, percentiles
+from whylens.metrics.words_semantics import clip_score, directional_text, nearer_share
 
 __all__ = [
     "FEI_CURVES",
@@ -40,11 +43,20 @@ __all__ = [
     "bootstrap",
     "box_energy",
     "cascade",
+    "clip_score",
+    "contributions",
     "curve_areas",
     "curve_protocol",
+    "directional_text",
+    "finite_steps",
+    "kept",
+    "list_curves",
     "localisation",
     "make_substrates",
     "max_sensitivity",
+    "nearer_share",
+    "overlap",
+    "percentiles",
     "pointing_game",
     "rank_correlation",
     "ranks",
