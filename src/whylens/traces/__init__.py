@@ -2,17 +2,22 @@
 
 from whylens.traces.base import LensLike, Traced, TraceMethod, completeness_gap
 from whylens.traces.contributions import cached_contributions, closed_form, concept_shares
+from whylens.traces.editing import EditedNetwork, EditEffect, edited_classifier, edited_features, measure_edit
 from whylens.traces.fact import Fact
 from whylens.traces.flow import Edge, Flow, Node, concept_flow, concept_shares_of
 from whylens.traces.frozen_gate import FrozenGate
 from whylens.traces.held import HeldNetwork, find_places
+from whylens.traces.orders import ConceptGame
 from whylens.traces.pixels import ConceptMap, concept_map, gradient_at, logit_map
 
 # Every file of methods is imported here, once, so that its methods are registered.
 
 __all__ = [
+    "ConceptGame",
     "ConceptMap",
     "Edge",
+    "EditEffect",
+    "EditedNetwork",
     "Fact",
     "Flow",
     "FrozenGate",
@@ -28,7 +33,10 @@ __all__ = [
     "concept_map",
     "concept_shares",
     "concept_shares_of",
+    "edited_classifier",
+    "edited_features",
     "find_places",
     "gradient_at",
     "logit_map",
+    "measure_edit",
 ]
