@@ -120,7 +120,7 @@ def test_failures_are_listed_and_exit_code_3(run, folder: Path, tmp_path: Path) 
     ("change", "message"),
     [
         (["--labels", "x.csv"], "--labels does not apply to --kind maps"),
-        (["--kind", "traces"], "not there yet"),
+        (["--kind", "traces"], "does not apply to --kind traces"),
         (["--kind", "map"], "Did you mean 'maps'"),
         (["--methods", "evaluated_noise"], "evaluated-noise"),
         (["--methods", "faithtrace"], "explains by words"),

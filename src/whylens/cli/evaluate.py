@@ -15,8 +15,8 @@ _SHOWN_FAILURES = 20
 _KINDS = {
     "maps": "whylens.cli.evaluate_maps",
     "words": "whylens.cli.evaluate_words",
+    "traces": "whylens.cli.evaluate_traces",
 }
-_PLANNED = ("traces",)
 COMMON = frozenset(
     ("images", "methods", "out", "kind", "lens", "metrics", "against", "seed", "limit", "device", "overwrite")
 )
@@ -34,7 +34,7 @@ def run(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the results.", show_default=False)],
-    kind: Annotated[str, typer.Option(help="What is evaluated: maps or words.")] = "maps",
+    kind: Annotated[str, typer.Option(help="What is evaluated: maps, words or traces.")] = "maps",
     classifier: Annotated[
         str | None,
         typer.Option(help="Maps: a classifier's source, such as torchvision:resnet50; see `whylens models`."),
@@ -94,8 +94,6 @@ def run(
     """Measure how faithful explanations are, over many pictures, beside each other."""
     from whylens.errors import InputError, unknown_name
 
-    if kind in _PLANNED:
-        raise InputError(f"`whylens evaluate --kind {kind}` is not there yet. Accepted kinds: {', '.join(_KINDS)}.")
     if kind not in _KINDS:
         raise unknown_name("kind of evaluation", kind, _KINDS)
     module = importlib.import_module(_KINDS[kind])
