@@ -85,7 +85,7 @@ def signed_png(heat: np.ndarray) -> tuple[bytes, float]:
     finite = np.nan_to_num(np.asarray(heat, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     padded = np.pad(finite, 1, mode="edge")
     height, width = finite.shape
-    smooth = sum(padded[i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    smooth = np.mean([padded[i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
     seen = np.abs(smooth)[smooth != 0]
     full = float(np.percentile(seen, 100 - CLIPPED)) if seen.size else 0.0
     alpha = np.clip(np.abs(smooth) / (full or 1.0), 0, 1)

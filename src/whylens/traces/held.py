@@ -148,7 +148,7 @@ class HeldNetwork:
                 f"are {x.shape[-2]} x {x.shape[-1]}. Classifier.preprocess makes pictures of that size."
             )
         if hold == BCOS:
-            require_detachable(classifier.module)
+            _require_bcos(classifier.module)
         self._position_layers: set[str] = set()
         self.places = tuple(sorted(places, key=lambda place: place.site.time))
         self.mode, self.hold = mode, hold
@@ -314,6 +314,13 @@ def _place(classifier: Classifier, layer: Dictionary | str | None) -> Place:
     if len(split.sites) != 1:
         raise InputError(f"The features {at.features_name} are joined from several layers; name one of them.")
     return Place(None, split.sites[0], split.layouts[0], layer or str(split.sites[0]))
+
+
+def _require_bcos(module: nn.Module) -> None:
+    try:
+        require_detachable(module)
+    except ModelError as error:
+        raise ModelError(f"{error} The method frozen_gate traces ordinary networks as they are.") from error
 
 
 def _shifts(layer: nn.Module) -> bool:
