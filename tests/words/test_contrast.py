@@ -1,6 +1,5 @@
-"""Phrases against their alternatives: what they contrast with, how much of the group stays, how likely they are present."""
+"""Phrases against their alternatives: what they contrast with, how much of the group stays, how present they are."""
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,7 @@ from words_worlds import FeatureClassifier, World, make_linear
 from whylens.alignment import Statistics
 from whylens.banks import ConceptBank
 from whylens.words import FaithTrace
-from whylens.words.contrast import contrast_of, presence_probability
+from whylens.words.contrast import contrast_of, contrast_presence
 from whylens.words.tables import Tables, tables_of
 
 
@@ -31,12 +30,12 @@ def lens_of(world: World, text: Tensor, groups: list[str], classes: int = 4) -> 
     return lens
 
 
-def slow_rows(lens: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
-    """Own and shared parts, phrase by phrase with all pairs written out."""
+def slow_rows(lens: SimpleNamespace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Own and shared parts and how usual, phrase by phrase with all pairs written out."""
     e = lens.embeddings.double().numpy()
     covariance = lens.statistics.embedding_covariance.double().numpy()
     groups = np.array(lens.bank.groups)
-    own, shared = np.zeros_like(e), np.zeros_like(e)
+    own, shared, usual = np.zeros_like(e), np.zeros_like(e), np.ones(len(e))
     for t in range(len(e)):
         rest = np.flatnonzero(groups == groups[t])
         mean = e[rest].mean(0)
@@ -51,18 +50,19 @@ def slow_rows(lens: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
         common = mean - e.mean(0)
         between = common @ covariance @ common
         shared[t] = common * between / (between + within)
-    return own, shared
+        if len(rest) > 1:
+            mean_square = np.mean([(e[s] - mean) @ (e[s] - mean) for s in rest])
+            usual[t] = min(1.0, (between / (common @ common)) / (within / mean_square))
+    return own, shared, usual
 
 
 def test_contrasts_equal_their_definition(world: World) -> None:
     lens = lens_of(world, world.text, ["a"] * 5 + ["b"] * 2 + ["c"] * 4 + ["alone"])
     made = contrast_of(tables_of(lens))
-    own, shared = slow_rows(lens)
+    own, shared, usual = slow_rows(lens)
+    np.testing.assert_allclose(made.usual.numpy(), usual, atol=1e-4)
     np.testing.assert_allclose(made.own.numpy(), own, atol=1e-5)
     np.testing.assert_allclose(made.shared.numpy(), shared, atol=1e-5)
-    missed = lens.statistics.residual_moment.double().numpy()
-    rows = own + shared
-    np.testing.assert_allclose(made.spread.numpy(), np.sqrt(((rows @ missed) * rows).sum(1)), rtol=1e-3)
     # A phrase that is alone in its group stands against the bank's mean.
     np.testing.assert_allclose(made.own[-1].numpy(), 0, atol=1e-6)
     np.testing.assert_allclose(made.rows[-1].numpy(), (world.text[-1] - world.text.mean(0)).numpy(), atol=1e-5)
@@ -92,52 +92,57 @@ def test_a_group_keeps_what_tells_pictures_apart(world: World) -> None:
         assert float(share) == pytest.approx(expected, abs=1e-3)
 
 
-def test_probability_is_that_of_a_normal_error(world: World) -> None:
+def test_presence_equals_its_definition(world: World) -> None:
     lens = lens_of(world, world.text, ["a"] * 5 + ["b"] * 7)
     tables = tables_of(lens)
     z = world.features[:3]
-    own, shared = slow_rows(lens)
+    own, shared, usual = slow_rows(lens)
     aligned = (world.aligner.to_embedding(z)).double().numpy()
-    missed = lens.statistics.residual_moment.double().numpy()
-    got = presence_probability(tables, z)
+    got = contrast_presence(tables, z)
     for i in range(3):
         for t in range(12):
             row = own[t] + shared[t]
-            ahead = aligned[i] @ own[t] + (aligned[i] - world.u_mean.double().numpy()) @ shared[t]
-            expected = 0.5 * (1 + math.erf(ahead / math.sqrt(row @ missed @ row) / math.sqrt(2)))
+            beyond = aligned[i] - world.u_mean.double().numpy()
+            ahead = usual[t] * (beyond @ own[t]) + (1 - usual[t]) * (aligned[i] @ own[t]) + beyond @ shared[t]
+            expected = ahead / (np.linalg.norm(beyond) * np.linalg.norm(row))
             assert float(got[i, t]) == pytest.approx(expected, abs=1e-3)
 
 
-def test_what_most_pictures_have_is_present() -> None:
+def test_what_most_pictures_have_is_present(world: World) -> None:
     """A mark is rare: its absence is the mean picture, which has no presence above the mean, and yet is there."""
-    world = World(d=24, m=12, phrases=12)
     marked, plain = world.text[0], world.text[1]
     lens = lens_of(world, world.text, ["mark", "mark"] + ["other"] * 10)
-    # The mean picture is nearer to "plain".
+    # The mean picture is nearer to "plain", and every picture is marked or plain: none moves along what both share.
     toward = 0.6 * normalize(plain - marked, dim=0)
     lens.aligner = SimpleNamespace(**{**vars(world.aligner), "bias": world.aligner.bias + toward})
     lens.aligner.embedding_mean = world.aligner.embedding_mean + toward
+    common = normalize((marked + plain) / 2 - world.text.mean(0), dim=0)
     z = world.z_mean[None] + 0.01 * world.randn(1, world.d)
-    found = presence_probability(tables_of(lens), z)[0]
-    assert float(found[1]) > 0.95
-    assert float(found[0]) < 0.05
+    for covariance, sure in ((torch.eye(world.m) - common.outer(common), True), (torch.eye(world.m), False)):
+        lens.statistics = Statistics(**{**vars(lens.statistics), "embedding_covariance": covariance})
+        found = contrast_presence(Tables(lens), z)[0]
+        if sure:
+            assert float(found[1]) > 1 > -1 > float(found[0])
+        else:
+            # Where a group's phrases may all be absent, the mean picture shows nothing in particular.
+            assert abs(float(found[1])) < 0.9
 
 
-def test_scores_are_influence_times_excess_probability(world: World) -> None:
+def test_scores_are_influence_times_the_root_of_presence(world: World) -> None:
     lens = lens_of(world, world.text, ["a"] * 5 + ["b"] * 7)
     z = world.features[:4]
     logits = lens.classifier.head(z).detach()
     targets = torch.tensor([0, 1, 2, 3])
     rows = contrast_of(tables_of(lens)).rows @ lens.aligner.reverse_weight.T
     influence = lens.classifier.affine_head.weight[targets] @ rows.T
-    probability = presence_probability(tables_of(lens), z)
+    there = contrast_presence(tables_of(lens), z)
     gate = (lens.statistics.carried > 0).float()
     for i, words in enumerate(FaithTrace(k=None, control=False).from_features(lens, z, logits, targets)):
-        assert words.protocol == "faithtrace/reverse-contrast/probability/logit@1"
+        assert words.protocol == "faithtrace/reverse-contrast/contrast/logit@1"
         for phrase in words:
             t = int(phrase.text.split()[1])
             assert phrase.influence == pytest.approx(float(influence[i, t]), rel=1e-3, abs=1e-4)
-            weight = max(0.0, 2 * float(probability[i, t]) - 1) * float(gate[t])
+            weight = max(0.0, float(there[i, t])) ** 0.5 * float(gate[t])
             assert phrase.score == pytest.approx(weight * float(influence[i, t]), rel=1e-3, abs=1e-4)
 
 
@@ -146,5 +151,5 @@ def test_equal_embeddings_are_no_evidence(world: World) -> None:
     lens = lens_of(world, text, ["x"] * 12 + ["same"] * 2)
     made = contrast_of(tables_of(lens))
     assert torch.isfinite(made.rows).all()
-    assert torch.isfinite(presence_probability(tables_of(lens), world.features[:2])).all()
+    assert torch.isfinite(contrast_presence(tables_of(lens), world.features[:2])).all()
     torch.testing.assert_close(made.own[-2:], torch.zeros(2, world.m), rtol=0, atol=1e-6)

@@ -6,7 +6,7 @@ from words_worlds import FeatureClassifier, SpatialHead, World, make_linear
 
 from whylens.errors import InputError
 from whylens.words import DIRECTIONS, FaithTrace, TextToConcept, reverse_directions
-from whylens.words.contrast import presence_probability
+from whylens.words.contrast import contrast_presence
 from whylens.words.directions import directions
 from whylens.words.tables import tables_of
 
@@ -227,12 +227,12 @@ def test_phrases_that_are_absent_or_not_carried_are_left_out(world: World) -> No
     lens = world.lens(linear(world))
     lens.statistics.carried[3] = -0.1
     z = world.features[:5]
-    probability = presence_probability(tables_of(lens), z)
+    there = contrast_presence(tables_of(lens), z)
     for i, words in enumerate(FaithTrace(k=12, control=False).from_features(lens, z, lens.classifier.head(z).detach())):
         for phrase in (*words.phrases, *words.suppressing):
             assert phrase.text != "phrase 3"
             t = int(phrase.text.split()[1])
-            assert probability[i, t] > 0.5
+            assert there[i, t] > 0
         assert all(p.score < 0 and p.influence < 0 for p in words.suppressing)
 
 
@@ -256,7 +256,7 @@ def test_bad_settings_and_classes_are_named(world: World) -> None:
     logits = lens.classifier.head(z).detach()
     for method, message in (
         (FaithTrace(direction="revers"), "Did you mean 'reverse'"),
-        (FaithTrace(weighting="x"), "Accepted: probability"),
+        (FaithTrace(weighting="x"), "Accepted: contrast"),
         (FaithTrace(function="prob"), "function"),
         (FaithTrace(k=0), "k must be"),
         (FaithTrace(draws=5), "draws"),

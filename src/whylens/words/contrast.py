@@ -6,9 +6,9 @@ phrases of the same group, each weighted by how little it means the same (``1 - 
 that synonyms do not stand against each other.
 
 Whether the common part says anything depends on the group. Every picture has some colour, so that "a colour" is no news and
-its direction is noise; not every picture has something to eat. The share of the reference pictures' variance that lies along
-the group's mean, rather than along what tells its phrases apart, decides how much of it stays. A phrase that is alone in its
-group is measured against the bank's mean.
+its direction is noise; not every picture has something to eat. The reference pictures tell: the share of their variance that
+lies along the group's mean, rather than along what tells its phrases apart, decides how much of it stays. A phrase that is
+alone in its group is measured against the bank's mean.
 
 Our own construction, decided on planted scenes (``docs/planted.md``).
 """
@@ -31,12 +31,13 @@ class Contrast:
     Attributes:
         own: (T, m) a phrase's embedding less the weighted mean of its alternatives.
         shared: (T, m) the group's mean less the bank's, times the group's share of variance.
-        spread: (T,) standard deviation, over reference pictures, of what the aligner misses along ``own + shared``.
+        usual: (T,) how far ``own`` is compared with the mean picture, from 0, where every picture shows one phrase of the group,
+            to 1: the variance of a unit step along the group's mean over that of one along its phrases' differences.
     """
 
     own: Tensor
     shared: Tensor
-    spread: Tensor
+    usual: Tensor
 
     @property
     def rows(self) -> Tensor:
@@ -55,12 +56,13 @@ def contrast_of(tables: Tables) -> Contrast:
     return made
 
 
-def presence_probability(tables: Tables, pooled: Tensor) -> Tensor:
-    """Probability, given the features, that the picture is nearer to a phrase than to its alternatives: (B, T) in [0, 1].
+def contrast_presence(tables: Tables, pooled: Tensor) -> Tensor:
+    """How far a picture is on a phrase's side rather than its alternatives', as far as the features show: (B, T).
 
-    The aligner predicts the picture's embedding with an error of known covariance, taken as normal. The part of a
-    contrast that is the phrase's own is compared as it is, so that what most pictures show ("no mark") is as present as it
-    looks; the part that its group shares is compared with the mean picture.
+    ``(<A(z) - u_mean, own + shared> + (1 - usual) <u_mean, own>) / (|A(z) - u_mean| |own + shared|)``. Where not every picture
+    shows some phrase of the group (``usual`` is 1) it is the cosine of the picture less the mean picture, because being
+    nearer to one of many absent things says little. Where every picture shows one, the phrase is compared with its
+    alternatives alone, so that what most pictures have ("no mark") is as present as it looks; it may then exceed 1.
 
     Args:
         tables: of the lens.
@@ -69,16 +71,16 @@ def presence_probability(tables: Tables, pooled: Tensor) -> Tensor:
     Cost: T m multiply-adds a picture.
     """
     contrast = contrast_of(tables)
-    aligned = tables.aligned(pooled)
-    ahead = aligned @ contrast.own.T + (aligned - tables.u_mean) @ contrast.shared.T
-    sure = torch.where(contrast.spread > 0, ahead / contrast.spread.clamp(min=1e-12), torch.sign(ahead) * torch.inf)
-    return torch.special.ndtr(torch.nan_to_num(sure, nan=0.0, posinf=torch.inf, neginf=-torch.inf))
+    beyond = tables.aligned(pooled) - tables.u_mean
+    ahead = beyond @ contrast.rows.T + (1 - contrast.usual) * (contrast.own @ tables.u_mean)
+    lengths = beyond.norm(dim=1, keepdim=True) * contrast.rows.norm(dim=1)
+    return torch.where(lengths > 0, ahead / lengths.clamp(min=1e-12), 0.0)
 
 
 def _contrast(tables: Tables) -> Contrast:
     e = tables.embeddings.double().cpu()
-    covariance, missed = tables.embedding_covariance.double().cpu(), tables.residual_moment.double().cpu()
-    own, shared = torch.zeros_like(e), torch.zeros_like(e)
+    covariance = tables.embedding_covariance.double().cpu()
+    own, shared, usual = torch.zeros_like(e), torch.zeros_like(e), torch.ones(len(e), dtype=e.dtype)
     middle = e.mean(0)
     for group in dict.fromkeys(tables.groups):
         index = torch.tensor([t for t, name in enumerate(tables.groups) if name == group])
@@ -87,13 +89,13 @@ def _contrast(tables: Tables) -> Contrast:
         own[index] = members - _alternatives(members, mean)
         apart = members - mean
         common = mean - middle
-        between = common @ covariance @ common
-        within = ((apart @ covariance) * apart).sum(1).mean()
+        between, within = common @ covariance @ common, ((apart @ covariance) * apart).sum(1).mean()
         shared[index] = common * (between / (between + within).clamp(min=1e-30))
-    rows = own + shared
-    spread = ((rows @ missed) * rows).sum(1).clamp(min=0).sqrt()
+        # The same for steps of unit length: |common|**2 and the mean |apart|**2 divided out.
+        one, other = between * apart.square().sum(1).mean(), within * common.square().sum()
+        usual[index] = (one / other).clamp(max=1) if other > 0 else 1.0
     device = tables.embeddings.device
-    return Contrast(own.float().to(device), shared.float().to(device), spread.float().to(device))
+    return Contrast(*(part.float().to(device) for part in (own, shared, usual)))
 
 
 def _alternatives(members: Tensor, mean: Tensor) -> Tensor:

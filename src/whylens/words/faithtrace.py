@@ -10,7 +10,7 @@ from whylens.randomness import picture_hash
 from whylens.registry import register
 from whylens.types import Words
 from whylens.words.base import Scene, Scored, WordsMethod, positive_only, whole_bank
-from whylens.words.contrast import presence_probability
+from whylens.words.contrast import contrast_presence
 from whylens.words.control import DRAWS, MINIMUM_DRAWS, control_notes, null_heads, random_head_control
 from whylens.words.directions import DIRECTIONS, Directions, directions
 from whylens.words.layers import layer_gradient, phrase_relevance
@@ -18,7 +18,7 @@ from whylens.words.question import FUNCTIONS, Question, ask
 from whylens.words.selection import diverse, strongest
 from whylens.words.tables import LensLike, tables_of
 
-WEIGHTINGS = ("probability", "presence", "displacement", "none")
+WEIGHTINGS = ("contrast", "presence", "displacement", "none")
 
 
 @register("faithtrace", kind="words")
@@ -30,8 +30,8 @@ class FaithTrace(WordsMethod):
 
     Args:
         direction: how a phrase becomes a direction, see :mod:`whylens.words.directions`.
-        weighting: ``"probability"``: max(0, 2 P - 1), P the probability that the picture is nearer to the phrase than to
-            its alternatives, see :func:`whylens.words.contrast.presence_probability`; ``"presence"``: max(0, presence);
+        weighting: ``"contrast"``: the root of max(0, contrast presence), see
+            :func:`whylens.words.contrast.contrast_presence`; ``"presence"``: max(0, presence);
             ``"displacement"``: <z - z_mean, d_t> / |d_t|**2, so that the score
             is the first-order part of the logit that lies along the phrase; ``"none"``: the bare derivative, which for
             an affine head and a direction that no picture changes is a statement about the class, and is marked so.
@@ -53,7 +53,7 @@ class FaithTrace(WordsMethod):
         self,
         *,
         direction: str = "reverse-contrast",
-        weighting: str = "probability",
+        weighting: str = "contrast",
         function: str = "logit",
         k: int | None = 8,
         diverse: bool = True,
@@ -213,8 +213,9 @@ class FaithTrace(WordsMethod):
         return ask(scene.classifier, scene.features, scene.logits, q.targets, q.contrasts, self.function)
 
     def _weights(self, scene: Scene, chosen: Directions) -> Tensor:
-        if self.weighting == "probability":
-            weights = (2 * presence_probability(scene.tables, scene.pooled) - 1).clamp(min=0)
+        if self.weighting == "contrast":
+            # The root decides between values that are there and values that are not, and leaves the rest to the influence.
+            weights = contrast_presence(scene.tables, scene.pooled).clamp(min=0).sqrt()
         elif self.weighting == "presence":
             weights = scene.presence.clamp(min=0)
         elif self.weighting == "displacement":

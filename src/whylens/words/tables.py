@@ -51,7 +51,7 @@ class Tables:
         u_mean: (m,) mean image embedding; feature_mean: (d,).
         groups: the T phrases' groups in the bank.
         presence_mean, presence_std, carried: (T,) reference statistics.
-        embedding_covariance, residual_moment: (m, m) of the reference pictures' embeddings, and of what the aligner misses.
+        embedding_covariance: (m, m) of the reference pictures.
         exemplars: (d, m); feature_std: (d,).
         cache: derived tables of other modules, by key.
     """
@@ -80,7 +80,6 @@ class Tables:
         self.u_mean, self.feature_mean = aligner.embedding_mean.to(device), aligner.feature_mean.to(device)
         self.groups = tuple(bank.groups)
         self.embedding_covariance = statistics.embedding_covariance.to(device)
-        self.residual_moment = statistics.residual_moment.to(device)
         self.presence_mean = statistics.presence_mean.to(device)
         self.presence_std = statistics.presence_std.to(device)
         self.carried = statistics.carried.to(device)
