@@ -96,7 +96,7 @@ def exact_traces(gaps: list[float]) -> str:
 
     name = BCOS_NETWORK
     classifier = load_classifier(f"builtin:{name}")
-    x = torch.rand(2, 3, *classifier.size, generator=torch_generator(0, "doctor traces")).to(classifier.device)
+    x = torch.rand(1, 3, *classifier.size, generator=torch_generator(0, "doctor traces")).to(classifier.device)
     dictionaries = [d.layer or "features" for d in Lens.load(name).dictionaries] if name in built_in_lenses() else []
     lens = Lens.load(name) if dictionaries else classifier
     layers = list(dict.fromkeys([*dictionaries, "features", *_stages(classifier)]))
@@ -111,7 +111,7 @@ def exact_traces(gaps: list[float]) -> str:
 
 
 def _stages(classifier: Classifier) -> list[str]:
-    return [name for name in ("stem", "stages.0", "stages.1") if name in dict(classifier.module.named_modules())]
+    return [name for name in ("stem", "stages.1") if name in dict(classifier.module.named_modules())]
 
 
 def _hooks(classifier: Classifier) -> int:
