@@ -124,12 +124,15 @@ class DecidingUnit(Plain):
         contribution: its part of the explained logit (or contrast), logit units; negative where it suppresses.
         share: its absolute part of the sum of absolute contributions of all units, in [0, 1].
         name: the phrase that is nearest to what the unit stands for, where that can be said.
+        parts: by phrase shown on the unit's side, the unit's part of its score; over the units they add up to it. Empty
+            where the method does not add units up.
     """
 
     unit: int
     contribution: float
     share: float
     name: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

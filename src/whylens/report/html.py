@@ -9,7 +9,7 @@ from PIL import Image
 
 from whylens.canonical import canonical_json
 from whylens.registry import register_writer
-from whylens.report import figures, maps, pages, traces, view
+from whylens.report import figures, maps, pages, traces, units, view
 from whylens.report import sentences as answers
 from whylens.report.record import encode, to_record
 from whylens.store import atomic_file
@@ -49,6 +49,7 @@ def render_html(explanation: Explanation) -> str:
             classes=view.prediction_rows(explanation),
             margin=view.margin(explanation),
             sections=view.sections(explanation),
+            unit_table=units.unit_table,
             maps=maps.map_figures(explanation),
             under_uri=_under(explanation)
             if explanation.maps or explanation.phrase_maps or explanation.concept_maps

@@ -13,6 +13,7 @@ from whylens.report import maps, numbers, traces, view
 from whylens.report import sentences as answers
 from whylens.report.sentences import Sentence, Verdict
 from whylens.report.traces import TraceTable
+from whylens.report.units import UnitTable, unit_table
 from whylens.report.view import Bar, Section
 from whylens.types import Explanation
 
@@ -69,6 +70,9 @@ class TerminalView:
         for section in view.sections(e):
             yield Text()
             yield _plain(Text.assemble((section.question, "bold"), ("  " + section.name, "dim")), ascii_only)
+            units = unit_table(section.words)
+            if units is not None:
+                yield _plain(_units(units), ascii_only)
             yield self._phrases(section, width, ascii_only)
             for label, value, _ in section.balance:
                 yield _plain(Text(f"{label}: {value} logits", style="dim"), ascii_only)
@@ -235,6 +239,17 @@ def _trace(trace: TraceTable, width: int) -> Text:
         text.append(f"\n{short.ljust(longest)}  {value.rjust(wide)}  ", style="dim" if style == "dim" else "")
         text.append(_bar(bar, 12) if bar is not None and width >= TINY else "", style=style)
     text.append(f"\n{'sum'.ljust(longest)}  {trace.total.rjust(wide)}", style="bold")
+    return text
+
+
+def _units(table: UnitTable) -> Text:
+    """A line a side: the units that decide, with their parts of the logit."""
+    text = Text("Units that decide", style="dim")
+    for side, rows in table.sides:
+        said = ", ".join(f"{numbers.printable(r.name)} {r.contribution}" for r in rows)
+        text.append("\n  ").append(
+            said, style=STYLES["for" if side == "supporting" else "against"].removeprefix("bold ")
+        )
     return text
 
 

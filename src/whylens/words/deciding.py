@@ -162,23 +162,47 @@ def unit_table(scene: Scene, dictionary: Dictionary | None, kind: str) -> Tensor
     return found
 
 
-def name_units(scene: Scene, found: Deciding, lists: Sequence[Chosen]) -> list[tuple[DecidingUnit, ...]]:
-    """The deciding units of each picture with their contributions, shares and the phrase each is nearest to."""
+def name_units(
+    scene: Scene,
+    found: Deciding,
+    lists: Sequence[Chosen],
+    parts: Sequence[tuple[Tensor, Tensor] | None] = (),
+) -> list[tuple[DecidingUnit, ...]]:
+    """The deciding units of each picture with their contributions, shares and the phrase each is nearest to.
+
+    Args:
+        scene: of the pictures.
+        found: their units.
+        lists: chosen units.
+        parts: for each list the phrases shown (B, n) and the units' parts (B, k, n) of their scores, or None.
+    """
     names = _names(scene, found.dictionary, lists)
     whole = found.values.abs().sum(1)
     columns = []
     for chosen in lists:
-        parts = found.values.gather(1, chosen.index.clamp(min=0))
-        shares = parts.abs() / whole.clamp(min=1e-30)[:, None]
-        columns.append([to_numbers(t) for t in (chosen.index, parts, shares)])
+        values = found.values.gather(1, chosen.index.clamp(min=0))
+        shares = values.abs() / whole.clamp(min=1e-30)[:, None]
+        columns.append([to_numbers(t) for t in (chosen.index, values, shares)])
+    said = [_by_phrase(scene, parts[n] if n < len(parts) else None) for n in range(len(lists))]
     return [
         tuple(
-            DecidingUnit(unit, part, share, names.get(unit))
-            for index, parts, shares in columns
-            for unit, part, share in zip(index[row], parts[row], shares[row], strict=True)
+            DecidingUnit(unit, value, share, names.get(unit), {} if texts is None else texts[row][place])
+            for (index, values, shares), texts in zip(columns, said, strict=True)
+            for place, (unit, value, share) in enumerate(zip(index[row], values[row], shares[row], strict=True))
             if unit >= 0
         )
         for row in range(len(found.values))
+    ]
+
+
+def _by_phrase(scene: Scene, parts: tuple[Tensor, Tensor] | None) -> list[list[dict[str, float]]] | None:
+    """Parts by the phrases' texts, for each picture and unit."""
+    if parts is None or scene.lens is None:
+        return None
+    phrases, texts = to_numbers(parts[0]), scene.lens.bank.phrases
+    return [
+        [{texts[t]: value for t, value in zip(row, unit, strict=True) if t >= 0} for unit in units]
+        for row, units in zip(phrases, to_numbers(parts[1]), strict=True)
     ]
 
 

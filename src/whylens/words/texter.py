@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from whylens.errors import InputError, unknown_name
 from whylens.registry import register
+from whylens.types import DecidingUnit
 from whylens.words.base import Scene, Scored, WordsMethod, positive_only, whole_bank
 from whylens.words.control import MINIMUM_DRAWS, MINIMUM_PRESENCE_Z, Control, NullHeads, control_notes, null_heads
-from whylens.words.deciding import Deciding, find_units, name_units
+from whylens.words.deciding import Chosen, Deciding, find_units, name_units
 from whylens.words.maco import PRESETS, MacoSettings
 from whylens.words.maco_cache import default_folder
 from whylens.words.selection import strongest
@@ -137,8 +139,26 @@ class Texter(WordsMethod):
             notes=(*found.notes, *translator.notes, *notes),
             row_notes=found.shares(supporting),
             passes=1.0 + translator.passes / max(1, len(scene.pooled)),
-            units=name_units(scene, found, [supporting] if against is None else [supporting, against]),
+            units=self._units(scene, found, translator, (supporting, against), (shown, suppressing)),
         )
+
+    def _units(
+        self,
+        scene: Scene,
+        found: Deciding,
+        translator: Translator,
+        chosen: tuple[Chosen, Chosen | None],
+        phrases: tuple[Tensor, Tensor],
+    ) -> list[tuple[DecidingUnit, ...]]:
+        """The deciding units with their parts of the scores of the phrases shown (of a whole bank they are left out)."""
+        lists, said = [], []
+        for sign, units, shown in zip((1, -1), chosen, phrases, strict=True):
+            if units is None:
+                continue
+            parts = None if self.k is None or not shown.shape[1] else translator.parts(units, shown)
+            lists.append(units)
+            said.append(None if parts is None else (shown, sign * parts))
+        return name_units(scene, found, lists, said)
 
     def _protocol(self, found: Deciding) -> str:
         parts = [f"texter/{self.mode}"]

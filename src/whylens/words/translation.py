@@ -65,6 +65,19 @@ class Translator:
         amounts = chosen.deviations if self.mode == "decode" else chosen.weights
         return _carry(index, amounts, table) @ text.T
 
+    def parts(self, chosen: Chosen, phrases: Tensor) -> Tensor | None:
+        """Each chosen unit's part (B, k, n) of the scores of phrases (B, n), -1 for none: over k they add up to the score.
+
+        None in the modes with optimised pictures.
+        """
+        if self.table is None:
+            return None
+        amounts = chosen.deviations if self.mode == "decode" else chosen.weights
+        vectors = self.table[chosen.index.clamp(min=0)] * torch.where(chosen.index >= 0, amounts, 0.0)[..., None]
+        length = vectors.sum(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+        text = self.scene.tables.unit_text[phrases.clamp(min=0)]
+        return (vectors @ text.transpose(1, 2)) / length * (phrases >= 0)[:, None]
+
     def carried(self, row: int, active: Tensor, weights: Tensor, *, absolute: bool) -> Tensor:
         """Unit vectors (R, m) for R weightings (R, n) of a picture's active units (n,)."""
         if self.table is None:

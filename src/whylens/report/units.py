@@ -1,0 +1,108 @@
+"""The deciding units of an explanation in words, and how its phrases follow from them, as plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from whylens.report import numbers
+from whylens.report.view import Bar, diverging
+from whylens.types import DecidingUnit, Phrase, Words
+
+MOST_PHRASES = 8
+# Parts below this share of the largest part of a phrase are not named one by one.
+_WORTH_NAMING = 0.1
+
+
+@dataclass(frozen=True)
+class UnitRow:
+    """One unit: its name (the nearest phrase, or its number), its tag, and its part of the logit."""
+
+    name: str
+    tag: str
+    contribution: str
+    share: str
+    bar: Bar
+
+
+@dataclass(frozen=True)
+class PhraseRow:
+    """One phrase: its score, and the units that it is made of, largest parts first, as (name, part)."""
+
+    text: str
+    score: str
+    parts: tuple[tuple[str, str], ...]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class UnitTable:
+    """Units of either side, what they carry together, and the phrases that follow from them."""
+
+    sides: tuple[tuple[str, tuple[UnitRow, ...]], ...]
+    carried: str
+    phrases: tuple[tuple[str, tuple[PhraseRow, ...]], ...]
+
+
+def unit_table(words: Words) -> UnitTable | None:
+    """The table of one words result; None where its method does not go through units."""
+    if not words.units:
+        return None
+    latents = "/latents/" in words.protocol
+    scale = max((abs(u.contribution) for u in words.units if math.isfinite(u.contribution)), default=0.0)
+    decimals = numbers.column_decimals(u.contribution for u in words.units)
+    sides: dict[str, list[DecidingUnit]] = {}
+    for unit in words.units:
+        sides.setdefault("supporting" if unit.contribution >= 0 else "suppressing", []).append(unit)
+
+    def row(unit: DecidingUnit) -> UnitRow:
+        return UnitRow(
+            _name(unit, latents),
+            f"{_kind(latents)} {unit.unit}" if unit.name else "",
+            numbers.fixed(unit.contribution, decimals, sign=True),
+            numbers.percent(unit.share),
+            diverging(unit.contribution, scale),
+        )
+
+    whole = numbers.percent(min(1.0, math.fsum(u.share for u in words.units)))
+    shown = {
+        "supporting": _phrases(words.phrases, words.units, latents),
+        "suppressing": _phrases(words.suppressing, words.units, latents),
+    }
+    return UnitTable(
+        tuple((side, tuple(row(u) for u in units)) for side, units in sides.items()),
+        f"Together they carry {whole} of all contributions, counted without their signs.",
+        tuple((side, rows) for side, rows in shown.items() if rows),
+    )
+
+
+def _phrases(phrases: Sequence[Phrase], units: Sequence[DecidingUnit], latents: bool) -> tuple[PhraseRow, ...]:
+    rows = []
+    for phrase in phrases[:MOST_PHRASES]:
+        parts = [(u, u.parts[phrase.text]) for u in units if phrase.text in u.parts]
+        if not parts:
+            continue
+        parts.sort(key=lambda item: -abs(item[1]))
+        named = [p for p in parts if abs(p[1]) >= _WORTH_NAMING * abs(parts[0][1])] or parts[:1]
+        rows.append(
+            PhraseRow(
+                phrase.text,
+                numbers.fixed(phrase.score, 2, sign=True),
+                tuple((_short(u, latents), numbers.fixed(value, 2, sign=True)) for u, value in named),
+                len(parts) - len(named),
+            )
+        )
+    return tuple(rows)
+
+
+def _kind(latents: bool) -> str:
+    return "latent" if latents else "unit"
+
+
+def _name(unit: DecidingUnit, latents: bool) -> str:
+    return unit.name or f"{_kind(latents)} {unit.unit}"
+
+
+def _short(unit: DecidingUnit, latents: bool) -> str:
+    return f"{unit.name} ({unit.unit})" if unit.name else f"{_kind(latents)} {unit.unit}"
