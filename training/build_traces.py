@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="features, checkpoints and the results")
     parser.add_argument("--pictures", type=int, default=20000, help="at most so many, evenly spread")
     parser.add_argument("--setting", nargs="*", default=[], help="NAME=VALUE of the dictionaries' settings")
+    parser.add_argument(
+        "--only", choices=["features", "stages.1"], help="train this layer alone, to train them at once"
+    )
     parser.add_argument("--install", action="store_true")
     options = parser.parse_args()
 
@@ -58,7 +61,10 @@ def main() -> None:
         pictures = [pictures[i * len(pictures) // options.pictures] for i in range(options.pictures)]
     changes = {"batch_size": 2048, "epochs": 6, "aux": 0.25, "dead_after": 1.0, "rate": 2e-3}
     changes |= dict(_setting(item) for item in options.setting)
-    made = [train(classifier, layer, pictures, changes, options) for layer in LAYERS]
+    layers = [layer for layer in LAYERS if options.only in (None, layer or "features")]
+    made = [train(classifier, layer, pictures, changes, options) for layer in layers]
+    if options.only is not None:
+        return
     report = {
         "accuracy": accuracy(classifier, [], options.data),
         "with all dictionaries": accuracy(classifier, made, options.data),
