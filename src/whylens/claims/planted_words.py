@@ -95,7 +95,8 @@ def _all_scores(world: ClaimWorld) -> Scores:
                     stage = Stage(plan, rule, classifiers, encoder, world.cache, lambda: None)
                 kept = _score(stage, architecture)
                 with atomic_file(file, overwrite=True) as part, part.open("wb") as handle:
-                    np.savez(handle, **{f"{v}|{s}": a for v, own in kept.items() for s, a in own.items()})
+                    arrays: dict[str, Any] = {f"{v}|{s}": a for v, own in kept.items() for s, a in own.items()}
+                    np.savez(handle, **arrays)
             scores[network] = kept
     return scores
 

@@ -35,6 +35,7 @@ class ClaimPlan:
         images: a folder of pictures for the claims about real ones; without it these stand as not tested.
         limit: at most so many of them, evenly spread.
         networks: classifier sources for the claims about maps.
+        lens: with dictionaries, for the claims about concepts.
         passes: of the network that a map may spend.
         size: of planted pictures.
         seed: of everything.
@@ -47,6 +48,7 @@ class ClaimPlan:
     images: Path | None = None
     limit: int = 50
     networks: tuple[str, ...] = ("builtin:tiny-imagenet",)
+    lens: str = "tiny-imagenet-bcos"
     passes: int = 90
     size: int = 64
     seed: int = 0
@@ -75,6 +77,7 @@ class ClaimPlan:
             "images": None if self.images is None else self.images.name,
             "limit": self.limit,
             "networks": list(self.networks),
+            "lens": self.lens,
             "passes": self.passes,
             "size": self.size,
             "seed": self.seed,

@@ -94,6 +94,9 @@ def claims(
     networks: Annotated[
         str, typer.Option(help="Classifier sources joined by commas, for the claims about maps.")
     ] = "builtin:tiny-imagenet",
+    lens: Annotated[
+        str, typer.Option(help="Lens with dictionaries, for the claims about concepts.")
+    ] = "tiny-imagenet-bcos",
     passes: Annotated[int, typer.Option(help="Network passes that a map of these claims may spend.")] = 90,
     rules: Annotated[str | None, typer.Option(help="Planted rules joined by commas; all by default.")] = None,
     architectures: Annotated[
@@ -118,6 +121,7 @@ def claims(
         images=images,
         limit=limit,
         networks=_items(networks) or (),
+        lens=lens,
         passes=passes,
         seed=seed,
     )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from whylens.classifiers import Classifier
-    from whylens.dictionaries import DictionarySettings
+    from whylens.dictionaries import Dictionary, DictionarySettings
     from whylens.encoders import Encoder
     from whylens.planted.scene import Scene
 
@@ -102,6 +102,15 @@ def fit_scenes(rule: str, fit: str, count: int, seed: int) -> Sequence[Scene]:
     return draw(rule, count, seed + _FIT_SEED, FITS[fit]).scenes
 
 
+def scene_dictionary(
+    classifier: Classifier, features: Tensor, settings: DictionarySettings | None = None
+) -> Dictionary:
+    """A sparse autoencoder over pooled features (N, d) of scenes; the last tenth is held out."""
+    held = len(features) - max(20, len(features) // 10)
+    origin = Origin.of(classifier, pooled=True)
+    return train_dictionary(FeatureTensor(features[:held], features[held:], origin=origin), settings)
+
+
 def with_dictionary(
     lens: Lens, features: Tensor, embeddings: Tensor, settings: DictionarySettings | None = None
 ) -> Lens:
@@ -114,9 +123,7 @@ def with_dictionary(
         settings: of the dictionary; the preset ``default`` if None.
     """
     held = len(features) - max(20, len(features) // 10)
-    origin = Origin.of(lens.classifier, pooled=True)
-    source = FeatureTensor(features[:held], features[held:], origin=origin)
-    dictionary = train_dictionary(source, settings)
+    dictionary = scene_dictionary(lens.classifier, features, settings)
     exemplars = latent_exemplars(dictionary, lens.classifier, features[held:], embeddings[held:])
     return replace(lens, dictionary=dictionary, latent_exemplars=exemplars)
 

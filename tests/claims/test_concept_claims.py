@@ -1,0 +1,78 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from planted_stand_ins import SIZE, StandIns
+
+from whylens.claims import ClaimPlan, run_claims
+from whylens.claims.concepts import KEPT_BAR, _above, _unpaired, purity
+from whylens.claims.factorisation import nmf_codes, nmf_directions
+from whylens.claims.finding import UNTESTED, level
+from whylens.planted import sample_scene
+
+PLAN = ClaimPlan(rules=("shape",), architectures=("cnn",), scenes=24, fit_scenes=300, size=SIZE)
+NAMES = ["concepts-are-consistent", "consistency-agrees-with-purity", "contributions-are-needed"]
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    generator = np.random.default_rng(0)
+    return [sample_scene(generator) for _ in range(400)]
+
+
+def test_factorisation_finds_planted_parts():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(3, 12)
+    for k in range(3):
+        rows[k, 4 * k : 4 * k + 4] = torch.rand(4, generator=generator) + 0.5
+    codes = torch.rand(500, 3, generator=generator) * (torch.rand(500, 3, generator=generator) < 0.6)
+    vectors = codes @ rows
+    found = nmf_directions(vectors, 3, steps=400)
+    assert float(found.min()) >= 0
+    cosines = torch.nn.functional.normalize(rows, dim=1) @ found.T
+    assert float(cosines.amax(1).min()) > 0.95
+    again = nmf_codes(vectors, found, steps=400) @ found
+    assert float((again - vectors).square().sum() / vectors.square().sum()) < 0.01
+
+
+def test_purity_is_one_for_a_pure_latent_and_near_zero_for_noise(scenes):
+    generator = np.random.default_rng(1)
+    mark = np.array([scene.value("mark") == "present" for scene in scenes])
+    red = np.array([scene.value("colour") == "red" for scene in scenes])
+    active = np.stack([mark, red, generator.random(len(scenes)) < 0.5, np.ones(len(scenes), bool)], axis=1)
+    found = purity(active, scenes)
+    assert found[0] == pytest.approx(1.0)
+    # One of eight colours: H(1/8) / log 8, up to how often it was drawn.
+    share = red.mean()
+    counts = np.unique([scene.value("colour") for scene in scenes], return_counts=True)[1] / len(scenes)
+    expected = -(share * np.log(share) + (1 - share) * np.log(1 - share)) / -(counts * np.log(counts)).sum()
+    assert found[1] == pytest.approx(expected, abs=1e-6)
+    assert found[2] < 0.05
+    assert np.isnan(found[3])
+
+
+def test_difference_over_different_concepts():
+    generator = np.random.default_rng(2)
+    first, second = generator.normal(1, 1, 400), generator.normal(0, 1, 100)
+    found = _unpaired("x", "n", first, second, 0)
+    error = np.sqrt(1 / 400 + 1 / 100)
+    assert found.mean == pytest.approx(first.mean() - second.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.25)
+    assert _unpaired("x", "n", first, np.empty(0), 0).low is None
+
+
+def test_a_bar_is_taken_away():
+    kept = level("kept", "n", np.ones(20))
+    assert _above(kept, KEPT_BAR).low == pytest.approx(1 - KEPT_BAR)
+    assert _above(kept, KEPT_BAR).first == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_missing_is_said(name, tmp_path):
+    organisms = StandIns(scenes=24, fit_scenes=300, rules=("shape",))
+    plan = dataclasses.replace(PLAN, lens="tiny-imagenet-bcos")
+    run = run_claims(plan, tmp_path / "out", claims=[name], organisms=organisms, cache=tmp_path / "cache")
+    (finding,) = run.findings
+    assert finding.verdict == UNTESTED
+    assert finding.notes
