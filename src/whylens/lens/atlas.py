@@ -26,6 +26,8 @@ from whylens.types import Plain
 
 ATLAS_SCHEMA = "1.0"
 META, ARRAYS = "atlas.json", "atlas.safetensors"
+# Rows from which on a map counts as one of pixels rather than of a layer.
+FINE = 32
 ORDERS = ("activity", "c2", "contribution", "name", "class", "number")
 
 
@@ -315,11 +317,21 @@ def summary(latents: Sequence[Latent]) -> dict[str, Any]:
 
 
 def draw_pair(picture: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A map over its picture: what the latent does not see is darkened."""
+    """A map over its picture: what the latent does not see is darkened.
+
+    Maps of pixels are smoothed first, since single pixels of a small picture are not seen, and drawn by their root.
+
+    Args:
+        picture: uint8 (H, W, 3).
+        heat: (h, w); negative values count as none.
+    """
     size = (picture.shape[1], picture.shape[0])
-    positive = np.clip(heat.astype(np.float32), 0, None)
-    top = float(np.percentile(positive[positive > 0], 99)) if (positive > 0).any() else 1.0
-    scaled = Image.fromarray((positive / top).clip(0, 1)).resize(size, Image.Resampling.BILINEAR)
-    strength = np.asarray(scaled)[..., None].clip(0, 1)
-    shown = picture.astype(np.float32) * (0.18 + 0.82 * strength)
+    positive = torch.from_numpy(np.clip(heat.astype(np.float32), 0, None))
+    if min(heat.shape) >= FINE:
+        side = 2 * (min(heat.shape) // FINE) + 1
+        positive = torch.nn.functional.avg_pool2d(positive[None], side, 1, side // 2)[0]
+    values = np.asarray(Image.fromarray(positive.numpy()).resize(size, Image.Resampling.BILINEAR))
+    top = float(np.percentile(values[values > 0], 99)) if (values > 0).any() else 1.0
+    strength = np.sqrt(values / top).clip(0, 1)[..., None]
+    shown = picture.astype(np.float32) * (0.15 + 0.85 * strength)
     return Image.fromarray(shown.round().clip(0, 255).astype(np.uint8))

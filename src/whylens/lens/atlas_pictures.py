@@ -31,7 +31,7 @@ def encode_colours(colours: Tensor) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(array), "RGBA")
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=85)
+    image.save(buffer, "WEBP", quality=85, method=0)
     return buffer.getvalue()
 
 

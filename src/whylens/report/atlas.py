@@ -20,6 +20,7 @@ COLUMNS, TILE, GAP = 4, 80, 4
 LARGE_TILE = 144
 SMALL_PICTURE = 128
 WHITE = (255, 255, 255)
+COLOURS = " The third row shows the colours that the network looks for there."
 
 
 def render_atlas(
@@ -48,7 +49,7 @@ def render_atlas(
         pages.environment()
         .get_template("atlas.html.j2")
         .render(
-            title=title or f"What {meta['classifier']} has latents for",
+            title=title or f"Concepts of {meta['lens']}",
             script=script,
             script_policy=policy,
             meta=meta,
@@ -57,7 +58,7 @@ def render_atlas(
             left_out=len(living) - len(shown),
             classes=classes,
             large=large,
-            maps=_maps_sentence(meta["maps"]),
+            maps=_maps_sentence(meta["maps"]) + (COLOURS if large and "colours" in atlas.tensors else ""),
             contributions=_contribution_sentence(meta["contributions"]),
         )
     )
@@ -107,6 +108,8 @@ def sheet(atlas: Atlas, latent: Latent, *, tile: int = TILE, colours: bool = Fal
             column.append(paper)
         tiles.append(column)
     height, width = atlas.thumbnail(latent.index, 0).shape[:2]
+    # Enlarging is the browser's work.
+    tile = min(tile, width) if not colours else tile
     size = (tile, max(1, round(tile * height / width)))
     rows = len(tiles[0])
     groups = [tiles[i : i + COLUMNS] for i in range(0, count, COLUMNS)]
