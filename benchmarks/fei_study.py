@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import io
+import itertools
 import json
 import tarfile
 import time
@@ -41,22 +43,34 @@ AUC_MARGIN, DEVIATION_MARGIN = 0.02, 0.02
 ENDINGS = {".jpeg", ".jpg", ".png"}
 
 
+def chance(name: str) -> str:
+    """Orders pictures by chance, always alike: the first 60 of 200 are those of a study of 60."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def pictures(source: Path, count: int) -> Iterator[tuple[str, Image.Image]]:
-    """``count`` pictures spread evenly over a folder or tar file, with their names."""
+    """``count`` pictures of a folder or tar file drawn by chance, with their names."""
     if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in ENDINGS)
-        for file in files[:: max(1, len(files) // count)][:count]:
+        files = [p for p in source.rglob("*") if p.suffix.lower() in ENDINGS]
+        files.sort(key=lambda p: chance(p.relative_to(source).as_posix()))
+        for file in files[:count]:
             with Image.open(file) as image:
                 yield file.relative_to(source).as_posix(), image.convert("RGB")
         return
     with tarfile.open(source) as archive:
         members = [m for m in archive.getmembers() if m.isfile() and Path(m.name).suffix.lower() in ENDINGS]
-        members.sort(key=lambda m: m.name)
-        for member in members[:: max(1, len(members) // count)][:count]:
+        members.sort(key=lambda m: chance(m.name))
+        for member in members[:count]:
             handle = archive.extractfile(member)
             if handle is not None:
                 with Image.open(io.BytesIO(handle.read())) as image:
                     yield member.name, image.convert("RGB")
+
+
+def batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of at most ``size`` items."""
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk
 
 
 def make(preset: str) -> Any:
@@ -75,22 +89,37 @@ def literal(text: str) -> Any:
         return text
 
 
-def measure(classifier: Classifier, x: torch.Tensor, preset: str, layers: tuple[str, ...], seed: int) -> Row:
-    """Scores of one preset on one picture."""
-    target = classifier.logits(x[None]).argmax(1)
-    started = time.process_time()
-    found = make(preset)(classifier, x[None], target, seed=seed)[0]
-    seconds = time.process_time() - started
-    values = score_maps(classifier, x, torch.from_numpy(found.array)[None], int(target), curves=CURVES, layers=layers)[
-        0
-    ].values
+def measure(
+    classifier: Classifier,
+    x: torch.Tensor,
+    targets: torch.Tensor,
+    presets: list[str],
+    layers: tuple[str, ...],
+    seed: int,
+) -> list[dict[str, Row]]:
+    """Scores of presets on pictures (B, 3, H, W), by preset for each picture; seconds are shared out."""
+    found, seconds = {}, {}
+    for preset in presets:
+        started = time.process_time()
+        found[preset] = make(preset)(classifier, x, targets, seed=seed, batch_size=len(x))
+        seconds[preset] = (time.process_time() - started) / len(x)
     step = step_pixels(classifier.size)
-    row: Row = {"passes": found.passes, "cpu_seconds": seconds}
-    for curve in CURVES:
-        row[curve.name] = values[curve_protocol(curve, step, classifier.link)]
-        row[f"deviation-{curve.name}"] = values[activation_protocol("relative-deviation", curve, "mean", step)]
-    row["deviation"] = float(np.mean([row[f"deviation-{c.name}"] for c in CURVES]))
-    return row
+    measured: list[dict[str, Row]] = []
+    for i, picture in enumerate(x):
+        maps = torch.stack([torch.from_numpy(found[preset][i].array) for preset in presets])
+        scores = score_maps(classifier, picture, maps, int(targets[i]), curves=CURVES, layers=layers)
+        rows: dict[str, Row] = {}
+        for preset, score in zip(presets, scores, strict=True):
+            row: Row = {"passes": found[preset][i].passes, "cpu_seconds": seconds[preset], "together": len(x)}
+            for curve in CURVES:
+                row[curve.name] = score.values[curve_protocol(curve, step, classifier.link)]
+                row[f"deviation-{curve.name}"] = score.values[
+                    activation_protocol("relative-deviation", curve, "mean", step)
+                ]
+            row["deviation"] = float(np.mean([row[f"deviation-{c.name}"] for c in CURVES]))
+            rows[preset] = row
+        measured.append(rows)
+    return measured
 
 
 def summary(rows: list[Row], presets: list[str]) -> tuple[list[Row], list[Row]]:
@@ -132,11 +161,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--presets", nargs="+", default=["paper", "fast"])
     parser.add_argument("--curve", nargs="*", type=int, default=[], help="passes at which the fast preset is measured")
+    parser.add_argument("--together", type=int, default=1, help="pictures of one batch; paper is exact at 1 only")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of the network; faster for CNNs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of ROWS.jsonl and study.md")
     arguments = parser.parse_args()
     presets = [*arguments.presets, *(f"fast:iterations={max(1, passes // 5)}" for passes in arguments.curve)]
     classifier = load_classifier(arguments.classifier)
+    if arguments.channels_last:
+        classifier.module.to(memory_format=torch.channels_last)
     layers = stage_layers(classifier)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "ROWS.jsonl"
@@ -151,24 +184,29 @@ def main() -> None:
         file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     rows = [r for r in rows if r["classifier"] == classifier.fingerprint[:16] and r["seed"] == arguments.seed]
     known = {(r["preset"], r["protocol"], r["picture"]) for r in rows}
-    for name, image in pictures(arguments.pictures, arguments.count):
-        x = classifier.preprocess(np.asarray(image))
-        for preset in presets:
-            protocol = make(preset).protocol
-            if (preset, protocol, name) in known:
-                continue
-            row = {
-                "classifier": classifier.fingerprint[:16],
-                "seed": arguments.seed,
-                "preset": preset,
-                "protocol": protocol,
-                "picture": name,
-                "picture_hash": picture_hash(x)[:16],
-                **measure(classifier, x, preset, layers, arguments.seed),
-            }
-            rows.append(row)
-            with file.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
+    for chunk in batched(pictures(arguments.pictures, arguments.count), arguments.together):
+        missing = [p for p in presets if any((p, make(p).protocol, name) not in known for name, _ in chunk)]
+        if not missing:
+            continue
+        x = torch.stack([classifier.preprocess(np.asarray(image)) for _, image in chunk])
+        with torch.no_grad():
+            targets = classifier.logits(x).argmax(1)
+        measured = measure(classifier, x, targets, missing, layers, arguments.seed)
+        with file.open("a", encoding="utf-8") as handle:
+            for (name, _), picture, by_preset in zip(chunk, x, measured, strict=True):
+                for preset, scores in by_preset.items():
+                    row = {
+                        "classifier": classifier.fingerprint[:16],
+                        "seed": arguments.seed,
+                        "preset": preset,
+                        "protocol": make(preset).protocol,
+                        "picture": name,
+                        "picture_hash": picture_hash(picture)[:16],
+                        **scores,
+                    }
+                    if (preset, row["protocol"], name) not in known:
+                        rows.append(row)
+                        handle.write(json.dumps(row) + "\n")
     means, differences = summary(rows, presets)
     text = f"# FEI study: {arguments.classifier}\n\nLayers: {', '.join(layers)}. Machine: {machine()}.\n\n"
     text += f"{table(means)}\n\nDifferences, higher is worse; deviations as shares of the reference's:\n\n"

@@ -1,6 +1,7 @@
 """Heat maps over pictures; importing this room registers its methods."""
 
 from whylens.maps.base import MapMethod
+from whylens.maps.bcos import Bcos
 from whylens.maps.cam import GradCam, LayerCam
 from whylens.maps.controls import Edges, RandomMap
 from whylens.maps.deeplift import DeepLift
@@ -18,6 +19,7 @@ from whylens.maps.view import View
 __all__ = [
     "FEI",
     "AttentionRollout",
+    "Bcos",
     "DeepLift",
     "Edges",
     "ExtremalPerturbation",

@@ -1,4 +1,4 @@
-"""FEI in a tenth of the passes: all quantiles share one field, and every pass is spent where it teaches most.
+"""FEI in a fifth of the passes: all quantiles share one field, and every pass is spent where it teaches most.
 
 Our own procedure for the paper's objective; none of it is in the paper.
 
@@ -6,9 +6,9 @@ Our own procedure for the paper's objective; none of it is in the paper.
   has exactly the budget. The masks are nested by construction, the area penalty and its weight are gone, and every
   quantile's gradient improves the one ranking that the map is read for.
 - **Colours.** The constant colours are what makes the gradients noisy. They are taken from a low-discrepancy sequence
-  (Sobol, shifted at random for each picture), and every second step uses the complementary colours of the one before.
-- **Coarse to fine.** The gradient is smoothed, first widely and then less, so that the first steps find regions and the
-  last ones pixels.
+  (Sobol, shifted at random for each picture), and a step is followed by one with the complementary colours.
+- **A blurred copy** takes the place of the colours in every third step: it hides detail and keeps the colours, as
+  constant colours do not, and its gradients are not noisy at all.
 - **Scale-free steps.** A step is measured in standard deviations of the gradient, so no learning rate has to be chosen
   for a network, and the pictures of a batch stay independent.
 """
@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from whylens.maps.fei_game import Game
+from whylens.maps.references import reference_pictures
 from whylens.maps.view import View
 
 _BISECTIONS = 30
 LEARNING_RATE = 0.3
-# Standard deviations of the smoothing in parts of the shorter side.
-WIDEST, NARROWEST, LAST = 0.0, 0.0, 0.0
+# Steps until the kinds of replacement repeat: colours, their complements, the blurred copy.
+CYCLE = 3
 
 
 def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: int) -> Tensor:
@@ -42,21 +43,24 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
     Cost: ``Q * iterations`` passes a picture, twice that for the hybrid game.
     """
     count, (height, width) = len(view), view.size
-    side = min(height, width)
     field = torch.zeros((count, 1, height, width), device=view.device)
-    drawn = spread_colours(view, len(quantiles) * ((iterations + 1) // 2))
+    drawn = spread_colours(view, len(quantiles) * math.ceil(iterations / CYCLE))
     drawn = drawn.view(count, -1, len(quantiles), 3)
+    # Only where a step uses it: a single pair of steps needs no blurred copy.
+    blurred = reference_pictures(view, "blur") if iterations >= CYCLE else None
     for step in range(iterations):
-        colour = drawn[:, step // 2] if step % 2 == 0 else 1 - drawn[:, step // 2]
+        cycle, place = divmod(step, CYCLE)
+        if place == CYCLE - 1 and blurred is not None:
+            hidden = blurred.repeat_interleave(len(quantiles), 0)
+        else:
+            hidden = (drawn[:, cycle] if place == 0 else 1 - drawn[:, cycle]).reshape(-1, 3, 1, 1)
         masks = cut(field, quantiles).flatten(0, 1)[:, None].requires_grad_()
-        loss = game.loss(view, masks, colour.reshape(-1, 3, 1, 1))
+        loss = game.loss(view, masks, hidden)
         # The loss itself goes through the network: backward clipping tells raising from lowering by its sign.
         gradient = -view.gradient(loss, masks, what="the mask").view(count, len(quantiles), height, width)
-        done = step / max(1, iterations - 1)
-        width_now = WIDEST * (NARROWEST / WIDEST) ** done if NARROWEST else WIDEST * (1 - done)
         rate = LEARNING_RATE * (1 + math.cos(math.pi * step / iterations)) / 2
-        field = field + rate * standardised(smooth(gradient.mean(1, keepdim=True), width_now * side))
-    return smooth(field, LAST * side)[:, 0]
+        field = field + rate * standardised(gradient.mean(1, keepdim=True))
+    return field[:, 0]
 
 
 def cut(field: Tensor, quantiles: Sequence[float]) -> Tensor:
@@ -76,21 +80,6 @@ def spread_colours(view: View, count: int) -> Tensor:
     """Constant colours (B, count, 3) in [0, 1): a Sobol sequence, shifted at random for each picture."""
     points = torch.quasirandom.SobolEngine(3).draw(count).to(view.device)
     return (points + view.draw("rand", (1, 3), "fei colours")) % 1
-
-
-def smooth(values: Tensor, sigma: float) -> Tensor:
-    """Gaussian smoothing of (B, 1, H, W), sigma in pixels; at the border the weights inside are scaled up to one."""
-    if sigma < 0.1:
-        return values
-    reach = max(1, math.ceil(3 * sigma))
-    steps = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
-    kernel = torch.exp(-0.5 * (steps / sigma) ** 2)
-
-    def along(t: Tensor) -> Tensor:
-        t = torch.nn.functional.conv2d(t, kernel.view(1, 1, 1, -1), padding=(0, reach))
-        return torch.nn.functional.conv2d(t, kernel.view(1, 1, -1, 1), padding=(reach, 0))
-
-    return along(values) / along(torch.ones_like(values[:1]))
 
 
 def standardised(gradient: Tensor) -> Tensor:
