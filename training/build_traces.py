@@ -33,12 +33,12 @@ from whylens.dictionaries import (
     train_dictionary,
 )
 from whylens.images import find_pictures
-from whylens.lens.storage import BUILT_IN
+from whylens.lens.storage import BUILT_IN, share_embeddings
 
 NAME = "tiny-imagenet-bcos"
 # Latents, and positions of each picture: the last features, and what the second stage gives.
 LAYERS: dict[str | None, dict[str, int]] = {
-    None: {"latents": 1024, "k": 16, "positions": 16},
+    None: {"latents": 512, "k": 16, "positions": 16},
     "stages.1": {"latents": 512, "k": 16, "positions": 12},
 }
 
@@ -78,6 +78,8 @@ def main() -> None:
                 shutil.copyfile(saved / file, BUILT_IN / NAME / file)
             for folder in saved.glob("dictionary*"):
                 shutil.copytree(folder, BUILT_IN / NAME / folder.name, dirs_exist_ok=True)
+        # One bank, embedded by one encoder, ships once.
+        share_embeddings(BUILT_IN / NAME, "tiny-imagenet")
 
 
 def train(

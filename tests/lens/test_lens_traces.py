@@ -1,5 +1,7 @@
 """Traces in a lens: dictionaries of several layers, explanations with pixel maps, files."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from whylens.classifiers import Classifier
 from whylens.errors import InputError
 from whylens.lens import Lens, fit
+from whylens.lens.storage import share_embeddings
 from whylens.lens.trace_dictionaries import trace_layers, trace_settings
 from whylens.networks import initialise
 from whylens.records import bundle_explanation
@@ -18,7 +21,13 @@ QUICK = trace_settings(expansion=2, k=3, epochs=2, batch_size=256)
 @pytest.fixture
 def traced(classifier, encoder, bank, pictures):
     return fit(
-        classifier, encoder, pictures[:100], bank=bank, minimum_r2=-1.0, traces="features,stages.0", trace_settings=QUICK
+        classifier,
+        encoder,
+        pictures[:100],
+        bank=bank,
+        minimum_r2=-1.0,
+        traces="features,stages.0",
+        trace_settings=QUICK,
     )
 
 
@@ -92,3 +101,22 @@ def test_latents_have_names_only_where_the_aligner_reaches(traced):
     assert set(names) <= set(range(first.latents))
     assert traced.latent_names(second) == {}
     assert torch.equal(first.decoder, traced.dictionaries[0].decoder)
+
+
+def test_lenses_that_ship_together_share_one_bank(lens, tmp_path, pictures):
+    whole = lens.save(tmp_path / "whole")
+    small = lens.save(tmp_path / "small")
+    before = sum(f.stat().st_size for f in small.iterdir())
+    share_embeddings(small, "whole")
+    assert sum(f.stat().st_size for f in small.iterdir()) < before
+    again = Lens.load(small, classifier=lens.classifier)
+    assert again.fingerprint == Lens.load(whole, classifier=lens.classifier).fingerprint
+    assert torch.equal(again.embeddings, Lens.load(whole, classifier=lens.classifier).embeddings)
+    assert again.explain(pictures[0]).target == lens.explain(pictures[0]).target
+    meta = json.loads((whole / "lens.json").read_text())
+    meta["bank"]["phrases"][0] = "another phrase"
+    (whole / "lens.json").write_text(json.dumps(meta))
+    with pytest.raises(InputError, match="shares another bank"):
+        Lens.load(small, classifier=lens.classifier)
+    with pytest.raises(InputError, match=r"cannot be read"):
+        share_embeddings(lens.save(tmp_path / "third"), "nowhere")

@@ -19,7 +19,7 @@ from whylens.dictionaries import Dictionary
 from whylens.dictionaries.storage import load_dictionary, write_files
 from whylens.errors import InputError, unknown_name
 from whylens.lens.lens import EncoderReference, Lens, library_versions
-from whylens.store import atomic_folder
+from whylens.store import atomic_file, atomic_folder
 
 LENS_SCHEMA = "1.0"
 DICTIONARY = "dictionary"
@@ -180,10 +180,42 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(meta, dict) or str(meta.get("schema_version", "")).split(".")[0] != LENS_SCHEMA.split(".")[0]:
         found = meta.get("schema_version") if isinstance(meta, dict) else None
         raise InputError(f"The lens in {folder} has the schema {found!r}; this version reads {LENS_SCHEMA}.")
+    if "embeddings" not in tensors and meta.get("embeddings_of"):
+        tensors["embeddings"] = _embeddings_of(folder.parent / str(meta["embeddings_of"]), meta)
     missing = [key for key in ("classifier", "encoder", "bank", "aligner_report", "report", "name") if key not in meta]
     if missing or "embeddings" not in tensors:
         raise InputError(f"The lens in {folder} is incomplete: {', '.join(missing) or 'embeddings'} missing.")
     return meta, tensors
+
+
+def _embeddings_of(folder: Path, meta: dict[str, Any]) -> torch.Tensor:
+    """Embeddings of a lens that lies beside it: built-in lenses of one encoder share one bank."""
+    other, tensors = _read(folder)
+    same = other["bank"]["phrases"] == meta.get("bank", {}).get("phrases") and other["encoder"] == meta.get("encoder")
+    if not same:
+        raise InputError(f"{folder.parent} is damaged: the lens {meta.get('name')!r} shares another bank or encoder.")
+    return tensors["embeddings"]
+
+
+def share_embeddings(folder: Path, other: str) -> None:
+    """Leave a saved lens's embeddings to one that lies beside it, for lenses that ship together.
+
+    Args:
+        folder: of the lens, as :meth:`Lens.save` wrote it; both files are rewritten.
+        other: name of the folder beside it.
+
+    Raises:
+        InputError: when the two have other phrases, another encoder, or other embeddings.
+    """
+    meta, tensors = _read(folder)
+    if not torch.equal(_embeddings_of(folder.parent / other, meta), tensors["embeddings"]):
+        raise InputError(f"The embeddings of {folder.name} and {other} differ.")
+    del tensors["embeddings"]
+    meta["embeddings_of"] = other
+    with atomic_file(folder / "lens.safetensors", overwrite=True) as temporary:
+        save_file(tensors, temporary)
+    with atomic_file(folder / "lens.json", overwrite=True) as temporary:
+        temporary.write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 def _load_classifier(meta: dict[str, Any], folder: Path, device: str | torch.device | None) -> Classifier:
