@@ -63,3 +63,32 @@ class NaNMap:
 
     def __call__(self, classifier, images, targets=None, *, contrasts=None, seed=0):
         return [HeatMap("red", "red@1", {}, 0, None, picture[0].numpy() * np.nan) for picture in images]
+
+
+class FirstLatent:
+    """A trace that knows one latent: the mean of the picture; what the logit is beyond it remains."""
+
+    kind = "trace"
+
+    def __call__(self, lens, images, targets=None, *, contrasts=None, seed=0):
+        from whylens.types import Contribution, Trace
+
+        logits = lens.classifier.logits(images).detach().double()
+        found = []
+        for n, picture in enumerate(images):
+            target = int(targets[n])
+            total = float(logits[n, target] - (0 if contrasts is None else logits[n, int(contrasts[n])]))
+            value = 1e-3 * float(picture.mean())
+            found.append(
+                Trace(
+                    "first",
+                    "first@1",
+                    {},
+                    target,
+                    None,
+                    (Contribution(0, value, "mean", 1.0),),
+                    {"rest": total - value},
+                    total,
+                )
+            )
+        return found

@@ -283,7 +283,7 @@ def _units(plan: Plan, methods: Sequence[MethodSpec], names: Sequence[tuple[str,
     floors = {"words": tuple(WORDS_FLOORS), "map": tuple(MAP_FLOORS)}
     for rule, architecture in names:
         for kind in kinds:
-            for fit in ("",) if kind == "map" else plan.fits:
+            for fit in plan.fits if kind == "words" else ("",):
                 for floor in floors.get(kind, ()):
                     yield Unit(rule, architecture, kind, floor, fit)
                 for spec in methods:

@@ -10,8 +10,12 @@ from whylens.planted.benchmark_questions import MAIN
 from whylens.planted.benchmark_results import HEADLINE, lookup
 from whylens.store import atomic_file
 
-_LABELS = {"words": "first phrase is the largest true cause", "map": "attribution inside the true causes"}
-_BANK = {"words": "all", "map": ""}
+_LABELS = {
+    "words": "first phrase is the largest true cause",
+    "map": "attribution inside the true causes",
+    "trace": "effect that the top latents carry",
+}
+_BANK = {"words": "all", "map": "", "trace": ""}
 
 
 def write_figure(results: Mapping[str, Any], path: Path) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 from whylens.planted.benchmark import FIGURE, RESULTS, TABLE
 from whylens.planted.benchmark_questions import MAIN
 from whylens.planted.scoring_maps import MAP_PROXIES, MAP_SCORES
+from whylens.planted.scoring_traces import TRACE_SCORES
 from whylens.planted.scoring_words import WORDS_SCORES
 from whylens.store import atomic_file
 
-HEADLINE = {"words": "hit@1", "map": "mass"}
+HEADLINE = {"words": "hit@1", "map": "mass", "trace": "effect recovered"}
 _TITLES = {"words": "Words", "map": "Maps", "trace": "Traces"}
 
 
@@ -86,7 +87,7 @@ def lookup(units: Iterable[Mapping[str, Any]], bank: str, question: str, score: 
 
 def _section(kind: str, units: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = [f"## {_TITLES[kind]}"]
-    scores = WORDS_SCORES if kind == "words" else {**MAP_SCORES, **MAP_PROXIES}
+    scores = {"words": WORDS_SCORES, "map": {**MAP_SCORES, **MAP_PROXIES}, "trace": TRACE_SCORES}[kind]
     parts.append("\n".join(f"- **{name}**: {meaning}." for name, meaning in scores.items()))
     groups = dict.fromkeys((unit["architecture"], unit["fit"]) for unit in units)
     for architecture, fit in groups:

@@ -14,7 +14,13 @@ from torch import Tensor
 from whylens.errors import InputError
 from whylens.metrics.curves import RISE_CURVES
 from whylens.metrics.maps import score_maps as curve_areas_of
-from whylens.planted.benchmark_cache import cached_shapley, effect_tables, embed_pictures, paired_features
+from whylens.planted.benchmark_cache import (
+    cached_shapley,
+    effect_tables,
+    embed_pictures,
+    paired_features,
+    scene_tensor,
+)
 from whylens.planted.benchmark_lens import fit_scene_lens, fit_scenes, named_columns, readable_phrases, with_phrases
 from whylens.planted.benchmark_methods import MethodSpec
 from whylens.planted.benchmark_questions import MAIN, Asked, questions
@@ -23,8 +29,11 @@ from whylens.planted.rendering import render_batch
 from whylens.planted.rules import draw, get_rule
 from whylens.planted.scoring_common import Array, summarise
 from whylens.planted.scoring_maps import read_maps, score_maps
+from whylens.planted.scoring_traces import TOP, TRACE_SCORES, purities, read_traces, score_trace, variations
 from whylens.planted.scoring_words import WordsAnswer, read_words, score_words, whole_scores
 from whylens.randomness import picture_hash
+from whylens.traces import Traced
+from whylens.types import Trace
 
 if TYPE_CHECKING:
     from whylens.classifiers import Classifier
@@ -35,6 +44,8 @@ if TYPE_CHECKING:
 BATCH = 64
 #: Insertion and deletion cost 57 passes a picture, so that only so many pictures get them.
 CURVE_PICTURES = 100
+#: A trace is tested with another one for each other value of the largest cause.
+TRACE_PICTURES = 100
 #: Banks that a words method is asked with: everything the encoder reads, and the held-out synonyms alone.
 BANKS = ("all", "held-out")
 
@@ -87,6 +98,8 @@ class Stage:
             return {"scores": self._words(unit)}
         if unit.kind == "map":
             return {"scores": self._maps(unit)}
+        if unit.kind == "trace" and unit.spec is not None:
+            return {"scores": self._traces(unit.spec, unit.architecture)}
         raise InputError(f"Methods of the kind {unit.kind!r} are not scored on planted scenes yet.")
 
     def _asked(self, architecture: str) -> list[Asked]:
@@ -219,6 +232,41 @@ class Stage:
             found = method(classifier, pictures, targets, contrasts=contrasts, seed=self.plan.seed)
             maps.append(read_maps(found, len(part), size))
         return np.concatenate(maps)
+
+    def _traces(self, spec: MethodSpec, architecture: str) -> Scores:
+        """The first pictures traced as they are, with their largest cause changed, and for one and the same class."""
+        (main,) = [asked for asked in self.asked(architecture) if asked.name == MAIN]
+        lens, method = Traced(self.classifiers[architecture]), spec.make()
+        count = min(TRACE_PICTURES, len(main.rows))
+
+        def trace(pictures: Tensor, targets: Array, contrasts: Array | None) -> list[Trace]:
+            against = None if contrasts is None else torch.from_numpy(contrasts).long()
+            found = method(lens, pictures, torch.from_numpy(targets).long(), contrasts=against, seed=self.plan.seed)
+            return read_traces(found, len(pictures))
+
+        pictures = self.pictures[torch.from_numpy(main.rows[:count])]
+        scenes = [self.tables[architecture].scenes[int(row)] for row in main.rows[:count]]
+        targets = main.targets[:count]
+        contrasts = None if main.contrasts is None else main.contrasts[:count]
+        traces = trace(pictures, targets, contrasts)
+        values = {name: np.full(len(main.rows), np.nan) for name in TRACE_SCORES}
+        for n in range(count):
+            other = variations(scenes[n], main.truth, n)
+            if other is None:
+                continue
+            number = len(other.scenes)
+            against = None if contrasts is None else contrasts[[n] * number]
+            changed = trace(scene_tensor(other.scenes, self.plan.size), targets[[n] * number], against)
+            for name, value in score_trace(traces[n], changed).items():
+                values[name][n] = value
+        # Contributions of one latent to different classes cannot be compared.
+        usual = int(np.bincount(targets).argmax())
+        alike = traces
+        if contrasts is not None or (targets != usual).any():
+            alike = trace(pictures, np.full(count, usual), None)
+        tops = [[c.latent for c in sorted(t.contributions, key=lambda c: -c.value)[:TOP]] for t in traces]
+        values["purity"][:count] = purities(alike, tops, scenes, self.plan.seed)
+        return {"": {main.name: self._summaries(values)}}
 
     def _summaries(self, values: Mapping[str, Array]) -> dict[str, Any]:
         return {name: summarise(score, seed=self.plan.seed) for name, score in values.items()}
