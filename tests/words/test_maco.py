@@ -15,7 +15,7 @@ from whylens.dictionaries import Dictionary, DictionarySettings, Origin
 from whylens.errors import InputError, ModelError
 from whylens.networks import SmallResNet, initialise
 from whylens.words import ConceptImage, MacoSettings, concept_images, maco_preset
-from whylens.words.maco import CHECK_CROPS, PAPER, Units
+from whylens.words.maco import CHECK_CROPS, PAPER, Units, maco_settings
 from whylens.words.maco_cache import MacoCache, image_key
 from whylens.words.maco_canvas import crop, on_white, random_boxes, synthesise
 from whylens.words.nadam import NAdam
@@ -286,6 +286,15 @@ def test_a_folder_that_cannot_be_written_costs_the_caching_only(network: Classif
 def test_settings_that_cannot_be_used(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         maco_preset("paper", **changes)
+
+
+def test_settings_come_back_from_a_record() -> None:
+    given = maco_preset("paper", steps=7, noise=0.1)
+    assert maco_settings(dataclasses.asdict(given)) == given
+    assert maco_settings(given) is given
+    assert maco_settings("paper") == PAPER
+    with pytest.raises(InputError, match="these are 3"):
+        maco_settings(3)
 
 
 def test_units_and_dictionaries_that_cannot_be_used(network: Classifier) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ PAPER = MacoSettings()
 PRESETS = {
     "paper": PAPER,
     "fast": MacoSettings(
-        steps=48, canvas=2.0, crops=6, oversampling=1.0, noise=0.0, decay="cosine", precision="auto", preset="fast"
+        steps=56, canvas=4.5, crops=6, oversampling=1.0, noise=0.0, decay="cosine", precision="auto", preset="fast"
     ),
 }
 
@@ -123,6 +123,22 @@ def maco_preset(name: str = "fast", **changes: Any) -> MacoSettings:
     made = dataclasses.replace(PRESETS[name], **changes)
     made.validate()
     return made
+
+
+def maco_settings(given: str | MacoSettings | Mapping[str, Any]) -> MacoSettings:
+    """Settings from a preset's name, settings, or their values by name (as a record has them).
+
+    Raises:
+        InputError: as :func:`maco_preset`, and for anything else.
+    """
+    if isinstance(given, str):
+        return maco_preset(given)
+    if isinstance(given, Mapping):
+        return maco_preset(str(given.get("preset", "fast")), **{k: v for k, v in given.items() if k != "preset"})
+    if not isinstance(given, MacoSettings):
+        raise InputError(f"MACO settings are a preset's name or MacoSettings; these are {given!r:.80}.")
+    given.validate()
+    return given
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +230,7 @@ def concept_images(
     for start in range(0, len(missing), at_once):
         group = missing[start : start + at_once]
         canvas = optimise(classifier, group, dictionary=dictionary, spectrum=spectrum, settings=chosen, seed=seed)
-        for image in _finished(classifier, group, dictionary, canvas, chosen):
+        for image in finished(classifier, group, dictionary, canvas, chosen):
             made[image.units] = image
             if store is not None:
                 store.write(keys[image.units], image)
@@ -306,13 +322,14 @@ def optimise(
     return Canvas(images, transparency, torch.stack(history, 1), generators)
 
 
-def _finished(
+def finished(
     classifier: Classifier,
     sets: Sequence[tuple[int, ...]],
     dictionary: Dictionary | None,
     canvas: Canvas,
     settings: MacoSettings,
 ) -> list[ConceptImage]:
+    """What is kept of optimised canvases; see :class:`ConceptImage`. Cost: 16 + ``final_crops`` forward passes for each set."""
     size = classifier.size
     units = Units.of(sets, dictionary, classifier.device)
     checked = torch.stack([random_boxes(settings, CHECK_CROPS, g) for g in canvas.generators])

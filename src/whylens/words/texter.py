@@ -6,6 +6,7 @@ Units are the latents of the lens's dictionary, or the feature units where it ha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from whylens.types import DecidingUnit
 from whylens.words.base import Scene, Scored, WordsMethod, positive_only, whole_bank
 from whylens.words.control import MINIMUM_DRAWS, MINIMUM_PRESENCE_Z, Control, NullHeads, control_notes, null_heads
 from whylens.words.deciding import Chosen, Deciding, find_units, name_units
-from whylens.words.maco import PRESETS, MacoSettings
+from whylens.words.maco import PRESETS, MacoSettings, maco_settings
 from whylens.words.maco_cache import default_folder
 from whylens.words.selection import strongest
 from whylens.words.translation import MODES, Translator
@@ -73,7 +74,7 @@ class Texter(WordsMethod):
         units: int = 6,
         absolute: bool = False,
         suppressing: bool | None = None,
-        maco: str | MacoSettings = "fast",
+        maco: str | MacoSettings | Mapping[str, Any] = "fast",
         cache: bool = True,
         k: int | None = 8,
         control: bool = True,
@@ -101,13 +102,7 @@ class Texter(WordsMethod):
             raise InputError(
                 f"texter: draws must be at least {MINIMUM_DRAWS} for a p-value of 0.05; it is {self.draws}."
             )
-        if isinstance(self.maco, str):
-            if self.maco not in PRESETS:
-                raise unknown_name("MACO preset", self.maco, PRESETS)
-        elif isinstance(self.maco, MacoSettings):
-            self.maco.validate()
-        else:
-            raise InputError(f"texter: maco must be a preset or MacoSettings; it is {self.maco!r:.80}.")
+        maco_settings(self.maco)
 
     def score(self, scene: Scene) -> Scored:
         """Scores (B, T) of the translated supporting units, and of the suppressing ones."""
@@ -168,14 +163,15 @@ class Texter(WordsMethod):
         if self.absolute:
             parts.append("absolute")
         if self.mode.startswith("maco"):
-            parts.append(self._maco().preset if isinstance(self.maco, str) else "own")
+            chosen = self._maco()
+            parts.append(chosen.preset if chosen == PRESETS.get(chosen.preset) else f"{chosen.preset}-changed")
         return "/".join(parts) + "@1"
 
     def _suppresses(self) -> bool:
         return self.mode != "maco" if self.suppressing is None else self.suppressing
 
     def _maco(self) -> MacoSettings:
-        return PRESETS[self.maco] if isinstance(self.maco, str) else self.maco
+        return maco_settings(self.maco)
 
     def _folder(self) -> Path | None:
         return default_folder() if self.cache else None
