@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from whylens.bcos import SmallBcosResNet
+from whylens.bcos import HeldPass, SmallBcosResNet, explanation_mode, last_layer
 from whylens.classifiers import Classifier
 from whylens.dictionaries import Dictionary, DictionarySettings, Origin
 from whylens.encoders import load_encoder
@@ -105,8 +105,6 @@ def test_contributions_and_what_is_missed_add_up_to_the_logit(
     reading = reader.read(x)
     features, logits = bcos.features_and_logits(x)
     # The held head is linear, so the error of the reconstruction has its own exact part.
-    from whylens.bcos import explanation_mode
-
     with explanation_mode(bcos.module), torch.enable_grad():
         z = features.detach().requires_grad_(True)
         best = bcos.head(z).gather(1, reading.predicted[:, None]).sum()
@@ -122,6 +120,30 @@ def test_contributions_and_what_is_missed_add_up_to_the_logit(
     silent = reading.presence == 0
     assert reading.contributions[silent].abs().max() == 0
     assert not reading.positions[silent].any()
+
+
+def test_maps_and_contributions_are_those_of_the_held_network(bcos: Classifier, pictures: list[Path]) -> None:
+    """Sums alone would not tell: a homogeneous network's ordinary gradient adds up to the same values."""
+    dictionary = dictionary_of(bcos)
+    reader = LatentReader(bcos, dictionary)
+    x = pictures_of(bcos, pictures, 4).double()
+    held = HeldPass(bcos.module, x, "stages")
+    codes = dictionary.encode(held.output)
+    latents = (codes.flatten(2).sum(2) * torch.arange(1, LATENTS + 1)).argmax(1)
+    active = codes[torch.arange(4), latents] > 0
+    cotangent = dictionary.encoder[latents].double()[:, :, None, None] * active[:, None]
+    pulled = held.pull(cotangent)
+    found = reader.maps(x, latents)
+    torch.testing.assert_close(found.maps, pulled.map, rtol=1e-6, atol=1e-9)
+    ordinary = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad((bcos.features(ordinary) * cotangent).sum(), ordinary)
+    assert not torch.allclose(found.maps, (gradient * x).sum(1), atol=1e-3 * float(found.maps.abs().max()))
+    reading = reader.read(x)
+    sparse = dictionary.sparse(held.output)
+    closed = last_layer(bcos.module).code_contributions(
+        held.output, sparse.indices, sparse.values, dictionary.decoder.double(), reading.predicted
+    )
+    torch.testing.assert_close(reading.contributions, closed, rtol=1e-6, atol=1e-9)
 
 
 def test_an_ordinary_layer_is_mapped_by_its_codes(conv_lens: Lens, pictures: list[Path]) -> None:
