@@ -1,6 +1,6 @@
 """Train the classifiers with known rules on planted scenes.
 
-    python training/train_organisms.py --out FOLDER [--rules shape texture ...] [--architectures cnn vit]
+    python training/train_organisms.py --out FOLDER [--rules shape texture ...] [--architectures cnn vit bcos]
 
 Every rule and architecture is one small network, a few minutes on one core. Writes FOLDER/NAME/classifier.safetensors
 (matrices in fp16), log.jsonl and checkpoint.pt; an interrupted run goes on, a finished one is left as it is.
@@ -14,6 +14,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from pictures import BF16
@@ -21,6 +22,8 @@ from planted_scenes import MEAN, STD, jitter, normalise, pictures_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from whylens.bcos import SmallBcosResNet, uniform_off_labels_loss
+from whylens.bcos.layers import PatchProduct
 from whylens.networks import SmallResNet, initialise
 from whylens.planted.networks import SmallViT
 from whylens.planted.rules import RULES, get_rule
@@ -29,7 +32,11 @@ ARGUMENTS = {
     "cnn": {"widths": [12, 24, 48, 64], "blocks": [0, 0, 1]},
     "vit": {"size": 64, "stem": [12, 24, 48, 48], "depth": 3, "heads": 4},
 }
-RATE = {"cnn": 4e-3, "vit": 2e-3}
+# B-cos networks are as small as their rule allows: all weights of planted scenes together stay under 6 MB.
+BCOS = {"widths": [8, 16, 24, 32], "blocks": [0, 0, 0]}
+BCOS_WITH_SHAPES = {"widths": [8, 16, 24, 24], "blocks": [0, 0, 1]}
+SHAPES = ("shape", "shortcut-mark", "spurious-pair")
+RATE = {"cnn": 4e-3, "vit": 2e-3, "bcos": 6e-3}
 VALIDATION = 1000
 # The shape alone is always enough, and a network that learns it has no use for a small mark. Random erasing, a usual
 # augmentation, gives it one: in half of the pictures of a batch all but a strip along two edges is grey.
@@ -42,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, help="rendered pictures; default: OUT/cache")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
-    parser.add_argument("--architectures", nargs="+", default=["cnn", "vit"], choices=list(ARGUMENTS))
+    parser.add_argument("--architectures", nargs="+", default=["cnn", "vit"], choices=list(RATE))
     parser.add_argument("--scenes", type=int, default=12000)
     parser.add_argument("--sides", default="32x6,64x5", help="progressive resizing: SIDExEPOCHS, in order")
     parser.add_argument("--batch", type=int, default=64)
@@ -56,6 +63,13 @@ def main() -> None:
 
 def build(rule: str, architecture: str, seed: int) -> nn.Module:
     classes = len(get_rule(rule).classes)
+    if architecture == "bcos":
+        torch.manual_seed(seed)
+        bcos = SmallBcosResNet(classes, **arguments_of(rule, architecture))
+        for module in bcos.modules():
+            if isinstance(module, PatchProduct):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        return bcos
     if architecture == "vit":
         vit = SmallViT(classes, **ARGUMENTS["vit"])
         vit.initialise(seed)
@@ -63,6 +77,17 @@ def build(rule: str, architecture: str, seed: int) -> nn.Module:
     network = SmallResNet(classes, **ARGUMENTS["cnn"])
     initialise(network, seed)
     return network
+
+
+def arguments_of(rule: str, architecture: str) -> dict[str, Any]:
+    if architecture == "bcos":
+        return dict(BCOS_WITH_SHAPES if rule in SHAPES else BCOS)
+    return dict(ARGUMENTS[architecture])
+
+
+def as_read(x: Tensor, architecture: str) -> Tensor:
+    """Normalised pictures as a network reads them: those of B-cos networks stay in [0, 1]."""
+    return (x * STD[0] + MEAN[0]).clamp(0, 1) if architecture == "bcos" else x
 
 
 def train(rule: str, architecture: str, options: argparse.Namespace) -> None:
@@ -104,8 +129,11 @@ def train(rule: str, architecture: str, options: argparse.Namespace) -> None:
             if sides[epoch] != x.shape[-1]:
                 x = nn.functional.avg_pool2d(x, x.shape[-1] // sides[epoch])
             with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-                logits = network(x).float()
-            loss = nn.functional.cross_entropy(logits, y, label_smoothing=0.05)
+                logits = network(as_read(x, architecture)).float()
+            if architecture == "bcos":
+                loss = uniform_off_labels_loss(logits, y, off=0.01)
+            else:
+                loss = nn.functional.cross_entropy(logits, y, label_smoothing=0.05)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -121,7 +149,9 @@ def train(rule: str, architecture: str, options: argparse.Namespace) -> None:
         }
         if sides[epoch] == 64 and (epoch % 2 or epoch + 1 == len(sides)):
             for split in ("validation", "evaluation"):
-                row[split] = round(accuracy(network, *pictures_of(rule, split, VALIDATION, options.seed, cache)), 4)
+                row[split] = round(
+                    accuracy(network, architecture, *pictures_of(rule, split, VALIDATION, options.seed, cache)), 4
+                )
         with (out / "log.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         print(out.name, json.dumps(row), flush=True)
@@ -129,12 +159,13 @@ def train(rule: str, architecture: str, options: argparse.Namespace) -> None:
             {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}, checkpoint
         )
     card = {
-        "architecture": {"cnn": "small_resnet", "vit": "small_vit"}[architecture],
-        "arguments": ARGUMENTS[architecture] | {"classes": len(get_rule(rule).classes)},
+        "architecture": {"cnn": "small_resnet", "vit": "small_vit", "bcos": "small_bcos_resnet"}[architecture],
+        "arguments": arguments_of(rule, architecture) | {"classes": len(get_rule(rule).classes)},
         "rule": rule,
         "size": 64,
-        "mean": MEAN,
-        "std": STD,
+        "mean": (0.0, 0.0, 0.0) if architecture == "bcos" else MEAN,
+        "std": (1.0, 1.0, 1.0) if architecture == "bcos" else STD,
+        "link": "sigmoid" if architecture == "bcos" else "softmax",
         "training": {"scenes": options.scenes, "sides": sides, "seed": options.seed},
     }
     (out / "classifier.json").write_text(json.dumps(card, indent=1))
@@ -153,11 +184,12 @@ def schedule(progress: float) -> float:
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, pictures: Tensor, labels: Tensor) -> float:
+def accuracy(network: nn.Module, architecture: str, pictures: Tensor, labels: Tensor) -> float:
     network.eval()
     right = 0
     for start in range(0, len(pictures), 500):
-        right += int((network(normalise(pictures[start : start + 500])).argmax(1) == labels[start : start + 500]).sum())
+        x = as_read(normalise(pictures[start : start + 500]), architecture)
+        right += int((network(x).argmax(1) == labels[start : start + 500]).sum())
     return right / len(pictures)
 
 

@@ -1,11 +1,13 @@
 """The trained part of planted scenes: were the rules planted, and does the encoder know the words?"""
 
+import copy
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
+from whylens.bcos import pixel_contributions
 from whylens.classifiers import load_classifier
 from whylens.encoders import list_encoders, load_encoder
 from whylens.errors import InputError, StoreError
@@ -31,7 +33,15 @@ from whylens.planted.phrases import HELD_OUT_COMBINATIONS
 from whylens.randomness import numpy_generator
 
 ARCHITECTURES = ("cnn", "vit")
-EVERY = [(rule, architecture) for rule in RULES for architecture in ARCHITECTURES]
+# Rules that have a B-cos network too.
+BCOS = ("shortcut-background",)
+
+
+def architectures_of(rule):
+    return (*ARCHITECTURES, "bcos") if rule in BCOS else ARCHITECTURES
+
+
+EVERY = [(rule, architecture) for rule in RULES for architecture in architectures_of(rule)]
 # A seed that neither training nor the cards use.
 SEED = 7
 # The weakest acceptable mean absolute effect, in units of the logit's spread, of what the rule is about. For a rule about
@@ -69,7 +79,7 @@ def of_card(name):
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Effects of both architectures of a rule on scenes that nothing was trained or measured on, rendered once."""
+    """Effects of every architecture of a rule on scenes that nothing was trained or measured on, rendered once."""
     done = {}
 
     def measure(rule):
@@ -77,13 +87,13 @@ def fresh():
             answers = get_rule(rule).answers
             drawn = draw(rule, 60, SEED, "evaluation")
             scenes = [s for s, label in zip(drawn.scenes, drawn.labels, strict=True) if answers in (None, label)][:20]
-            both = [load_organism(rule, architecture) for architecture in ARCHITECTURES]
+            both = [load_organism(rule, architecture) for architecture in architectures_of(rule)]
             answer = torch.no_grad()(lambda images: torch.cat([c.logits(images) for c in both], 1))
             table = measure_effects(answer, scenes, reseeds=1)
             spread = answer(pictures_of(drawn.scenes)).std(0).double().numpy()
             labels = np.array([get_rule(rule).label(scene) for scene in scenes])
             done[rule] = {}, scenes
-            for k, architecture in enumerate(ARCHITECTURES):
+            for k, architecture in enumerate(architectures_of(rule)):
                 target = labels + k * len(get_rule(rule).classes)
                 effects = table.effects(target)
                 done[rule][0][architecture] = dataclasses.replace(effects, spread=spread[target])
@@ -101,13 +111,13 @@ def means(effects):
     return found
 
 
-def test_every_rule_has_both_architectures():
+def test_every_rule_has_its_architectures():
     assert organism_names() == [f"{rule}-{architecture}" for rule, architecture in EVERY]
 
 
 def test_everything_fits_into_six_megabytes():
     files = [file for file in organisms.DATA.rglob("*") if file.is_file()]
-    assert len(files) >= 16 * 3 + 3
+    assert len(files) >= len(EVERY) * 3 + 3
     assert sum(file.stat().st_size for file in files) <= 6_000_000
 
 
@@ -149,7 +159,8 @@ def test_loading_is_deterministic_and_splits_into_features_and_head(rule, archit
     assert one.fingerprint == two.fingerprint == organism_card(f"{rule}-{architecture}")["fingerprint"]
     assert one.class_names == get_rule(rule).classes
     assert one.size == (64, 64)
-    assert one.affine_head is not None
+    assert (one.affine_head is None) == (architecture == "bcos")
+    assert one.link == ("sigmoid" if architecture == "bcos" else "softmax")
     x = pictures_of(draw(rule, 5, SEED, "evaluation").scenes)
     with torch.no_grad():
         logits = one.logits(x)
@@ -158,7 +169,7 @@ def test_loading_is_deterministic_and_splits_into_features_and_head(rule, archit
 
 
 def test_fingerprints_differ():
-    assert len({organism_card(name)["fingerprint"] for name in organism_names()}) == 16
+    assert len({organism_card(name)["fingerprint"] for name in organism_names()}) == len(EVERY)
 
 
 @pytest.mark.slow
@@ -168,7 +179,7 @@ def test_accuracy_is_what_the_card_says(rule):
     for split in ("validation", "evaluation"):
         drawn = draw(rule, count, SEED, split)
         x = pictures_of(drawn.scenes)
-        for architecture in ARCHITECTURES:
+        for architecture in architectures_of(rule):
             said = organism_card(f"{rule}-{architecture}")["accuracy"][split]
             with torch.no_grad():
                 right = (load_organism(rule, architecture).logits(x).argmax(1).numpy() == np.array(drawn.labels)).mean()
@@ -238,7 +249,7 @@ def test_the_mark_speaks_for_hearts(architecture):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", architectures_of("suppressor"))
 def test_red_speaks_against_a(architecture, fresh):
     by_architecture, scenes = fresh("suppressor")
     effects = by_architecture[architecture]
@@ -249,7 +260,7 @@ def test_red_speaks_against_a(architecture, fresh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", architectures_of("disjunction"))
 def test_the_disjunction_depends_on_the_trigger_that_is_there(architecture, fresh):
     by_architecture, scenes = fresh("disjunction")
     effects = by_architecture[architecture]
@@ -259,6 +270,14 @@ def test_the_disjunction_depends_on_the_trigger_that_is_there(architecture, fres
     assert len(single) >= 8
     right = [list(ATTRIBUTES)[int(np.nanargmax(own[i]))] == cause for i, cause in single]
     assert np.mean(right) >= 0.8
+
+
+@pytest.mark.parametrize("rule", BCOS)
+def test_logits_of_the_bcos_networks_are_sums_over_pixels(rule):
+    classifier = load_organism(rule, "bcos")
+    x = pictures_of(draw(rule, 2, SEED, "evaluation").scenes).double()
+    found = pixel_contributions(copy.deepcopy(classifier.module).double(), x, torch.tensor([0, 1]))
+    assert float(found.gap.max()) < 1e-9
 
 
 # -- the encoder ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from whylens.bcos.small import SmallBcosResNet
 from whylens.classifiers.architectures import wrap
 from whylens.classifiers.checkpoints import fit_state, read_state
 from whylens.classifiers.classifier import Classifier
@@ -29,7 +30,7 @@ WEIGHTS, DESCRIPTION, CARD = "classifier.safetensors", "classifier.json", "card.
 SCENE_ENCODER = "scenes"
 
 #: Short names of the architectures, as they stand in the names of the classifiers.
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": SmallResNet, "vit": SmallViT}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"cnn": SmallResNet, "vit": SmallViT, "bcos": SmallBcosResNet}
 
 
 def organism_names() -> list[str]:
@@ -51,7 +52,8 @@ def load_organism(
 
     Args:
         rule: name of a rule; the classes are the rule's.
-        architecture: ``"cnn"``, a residual CNN, or ``"vit"``, a transformer behind a convolutional stem.
+        architecture: ``"cnn"``, a residual CNN, ``"vit"``, a transformer behind a convolutional stem, or ``"bcos"``, a small
+            B-cos CNN, whose logits are exact sums of contributions (sigmoid outputs).
         device: where the network goes; default: the CPU.
         features: name of the layer whose output becomes the features; default: the input of the last layer.
 
@@ -150,7 +152,14 @@ def _load(name: str, options: Options) -> Classifier:
     if fit_state(module, read_state(path), path) is not None:
         raise StoreError(f"{path} has another number of classes than its rule.")
     preprocessing = Preprocessing(size=(side, side), resize=(side, side), mean=mean, std=std, interpolation="bilinear")
-    return wrap(module, preprocessing, lambda _: names, options, f"planted:{name}")
+    return wrap(
+        module,
+        preprocessing,
+        lambda _: names,
+        options,
+        f"planted:{name}",
+        link=str(card.get("link", "softmax")),
+    )
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:
