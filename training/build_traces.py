@@ -36,10 +36,10 @@ from whylens.images import find_pictures
 from whylens.lens.storage import BUILT_IN, share_embeddings
 
 NAME = "tiny-imagenet-bcos"
-# Latents, and positions of each picture: the last features, and what the second stage gives.
+# Latents, and positions of each picture: the last features, and where the last stage begins.
 LAYERS: dict[str | None, dict[str, int]] = {
     None: {"latents": 512, "k": 16, "positions": 16},
-    "stages.1": {"latents": 512, "k": 16, "positions": 12},
+    "stages.2.0": {"latents": 512, "k": 16, "positions": 16},
 }
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20000, help="at most so many, evenly spread")
     parser.add_argument("--setting", nargs="*", default=[], help="NAME=VALUE of the dictionaries' settings")
     parser.add_argument(
-        "--only", choices=["features", "stages.1"], help="train this layer alone, to train them at once"
+        "--only", choices=["features", "stages.2.0"], help="train this layer alone, to train them at once"
     )
     parser.add_argument("--install", action="store_true")
     options = parser.parse_args()

@@ -60,7 +60,7 @@ def test_a_class_ranks_its_own_descriptors_high(shipped: Lens) -> None:
 
 
 def test_the_names_are_listed() -> None:
-    assert built_in_lenses() == ["tiny-imagenet"]
+    assert built_in_lenses() == ["tiny-imagenet", "tiny-imagenet-bcos"]
     assert len(load_classifier("builtin:tiny-imagenet").class_names) == 100
 
 
@@ -124,3 +124,18 @@ def test_presence_of_a_described_trait_is_higher_where_it_is(shipped: Lens, phot
         values = presence(shipped, shipped.classifier.pooled(x))
     drink = shipped.bank.phrases.index("hot drink")
     assert values[1, drink] > values[0, drink]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "method"), [("tiny-imagenet", "frozen_gate"), ("tiny-imagenet-bcos", "fact")])
+def test_the_lenses_trace_with_their_dictionaries(photographs: list[np.ndarray], name: str, method: str) -> None:
+    lens = Lens.load(name)
+    assert lens.dictionary is not None
+    fidelity = lens.dictionary.report["fidelity"]
+    assert fidelity["accuracy"] - fidelity["accuracy_replaced"] <= 0.03
+    why = lens.explain(photographs[1], methods=[method])
+    parts = [*(c.value for c in why.trace.contributions), *why.trace.remainders.values()]
+    assert sum(parts) == pytest.approx(why.trace.total, abs=1e-9)
+    assert why.trace.total == pytest.approx(why.target.logit, abs=1e-3)
+    assert "reconstruction error" in why.trace.remainders
+    assert len(why.concept_maps[method]) == 6
