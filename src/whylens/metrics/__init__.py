@@ -1,6 +1,7 @@
 """Faithfulness measurements: arrays and callables in, numbers out."""
 
 from whylens.metrics.activations import ActivationMeter, activation_protocol, activation_scores, stage_layers
+from whylens.metrics.consistency import Consistency, c2_score
 from whylens.metrics.curves import (
     FEI_CURVES,
     RISE_CURVES,
@@ -30,6 +31,7 @@ __all__ = [
     "RISE_CURVES",
     "SUBSTRATES",
     "ActivationMeter",
+    "Consistency",
     "Curve",
     "Interval",
     "MapScores",
@@ -42,6 +44,7 @@ __all__ = [
     "aopc_protocol",
     "bootstrap",
     "box_energy",
+    "c2_score",
     "cascade",
     "clip_score",
     "contributions",
