@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import Row, machine, table
+from harness import Row, machine, table, write_results
 from PIL import Image
 
 from whylens import Classifier, load_classifier
@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="memory format of the network; faster for CNNs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of ROWS.jsonl and study.md")
+    parser.add_argument("--results", type=Path, help="folder of fei_study.json and .md, where sections are merged")
+    parser.add_argument("--name", help="of the sections; default: the classifier")
     arguments = parser.parse_args()
     presets = [*arguments.presets, *(f"fast:iterations={max(1, passes // 5)}" for passes in arguments.curve)]
     classifier = load_classifier(arguments.classifier)
@@ -212,6 +214,12 @@ def main() -> None:
     text += f"{table(means)}\n\nDifferences, higher is worse; deviations as shares of the reference's:\n\n"
     text += f"{table(differences)}\n"
     (arguments.out / "study.md").write_text(text, encoding="utf-8")
+    if arguments.results is not None:
+        name = arguments.name or arguments.classifier
+        sections = {f"{name}: means with 95 % intervals": means}
+        if differences:
+            sections[f"{name}: paired differences, higher is worse, one-sided 95 % bounds"] = differences
+        write_results("fei_study", sections, arguments.results)
     print(text)
 
 
