@@ -39,7 +39,7 @@ NAME = "tiny-imagenet-bcos"
 # Latents, and positions of each picture: the last features, and where the last stage begins.
 LAYERS: dict[str | None, dict[str, int]] = {
     None: {"latents": 512, "k": 16, "positions": 16},
-    "stages.2.0": {"latents": 512, "k": 16, "positions": 16},
+    "stages.2.0": {"latents": 512, "k": 32, "positions": 16},
 }
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     pictures = find_pictures([unpacked(options.data, options.work / "pictures")])
     if options.pictures < len(pictures):
         pictures = [pictures[i * len(pictures) // options.pictures] for i in range(options.pictures)]
-    changes = {"batch_size": 2048, "epochs": 6, "aux": 0.25, "dead_after": 1.0, "rate": 2e-3}
+    changes = {"batch_size": 2048, "epochs": 10, "aux": 0.25, "dead_after": 1.0, "rate": 2e-3}
     changes |= dict(_setting(item) for item in options.setting)
     layers = [layer for layer in LAYERS if options.only in (None, layer or "features")]
     made = [train(classifier, layer, pictures, changes, options) for layer in layers]

@@ -147,7 +147,7 @@ def test_an_affine_head_gives_code_times_weight():
         expected = codes[i] * (dictionary.decoder.double() @ weight)
         for concept in trace.contributions:
             assert concept.value == pytest.approx(float(expected[concept.latent]), abs=1e-10)
-        assert trace.remainders["biases"] == pytest.approx(float(exact.module[-1].bias[trace.target]), abs=1e-10)
+        assert trace.remainders["biases"] == pytest.approx(exact.module[-1].bias[trace.target].item(), abs=1e-10)
 
 
 def test_a_pooled_dictionary_of_a_layer_with_positions():
