@@ -41,7 +41,7 @@ def run(
 
         console.output.cache_clear()
         console.errors.cache_clear()
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", str(call.columns))
         monkeypatch.setenv("NO_COLOR", "1")
         monkeypatch.setattr(sys, "argv", ["whylens", "evaluate", "--kind", "words", *map(str, arguments)])
         code = 0
@@ -52,6 +52,7 @@ def run(
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
+    call.columns = 200
     return call
 
 
@@ -83,6 +84,21 @@ def test_methods_by_name_settings_and_path(run, folder: Path, tmp_path: Path) ->
     code, _, err = run(*given, "--k", 3)
     assert code == 2
     assert "different: k" in err
+
+
+def test_a_narrow_terminal_loses_no_number(run, folder: Path, tmp_path: Path) -> None:
+    run.columns = 60
+    methods = "text_to_concept,text_to_concept{centred=False}"
+    code, out, err = run(
+        "--images", folder, "--methods", methods, "--out", tmp_path / "out", "--metrics", "influence", "--limit", 2
+    )
+    assert code == 0, err
+    assert "…" not in out
+    results = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))
+    flat = " ".join(out.split())
+    for found in results["summary"]["scores"].values():
+        for method, interval in found.items():
+            assert f"{method} {interval['mean']:.3f}" in flat
 
 
 @pytest.mark.parametrize(

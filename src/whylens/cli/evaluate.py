@@ -142,16 +142,34 @@ def _tell(pictures: Any, methods: Any) -> None:
 
 
 def _table(summary: Any) -> Any:
-    """Mean scores without activations; their many rows, and all intervals, are in the file."""
+    """Mean scores without activations and controls; these, and all intervals, are in the file.
+
+    Where the methods do not fit side by side, they follow each protocol on lines of their own.
+    """
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Column, Table
+    from rich.text import Text
 
     from whylens.evaluation.summary import is_activation, is_control, lower_is_better
 
-    table = Table(Column("mean over pictures", no_wrap=True), *summary.methods, box=None, header_style="bold")
+    rows = []
     for protocol, found in summary.scores.items():
         if is_activation(protocol) or is_control(protocol):
             continue
         arrow = {None: "", True: " ↓", False: " ↑"}[lower_is_better(protocol)]
         means = [found[m].mean if m in found else None for m in summary.methods]
-        table.add_row(protocol + arrow, *["–" if mean is None else f"{mean:.3f}" for mean in means])
+        rows.append((protocol + arrow, ["–" if mean is None else f"{mean:.3f}" for mean in means]))
+    title = "mean over pictures"
+    first = max((len(name) for name, _ in rows), default=0)
+    needed = max(first, len(title)) + 2 + sum(max(len(m), 6) + 2 for m in summary.methods)
+    if needed > output().width:
+        parts: list[Any] = [Text(title, style="bold")]
+        for name, values in rows:
+            said = ", ".join(f"{m} {v}" for m, v in zip(summary.methods, values, strict=True))
+            parts += [Text(name), Padding(Text(said, style="dim"), (0, 0, 0, 4))]
+        return Group(*parts)
+    table = Table(Column(title, no_wrap=True), *summary.methods, box=None, header_style="bold")
+    for name, values in rows:
+        table.add_row(name, *values)
     return table
