@@ -166,6 +166,7 @@ def test_claims_about_maps(organisms, cache, tmp_path):
     ("changes", "claims", "message"),
     [
         ({"limit": 2}, None, "limit"),
+        ({"concept_limit": 2}, None, "concept_limit"),
         ({"passes": 3}, None, "passes"),
         ({"networks": ()}, None, "networks"),
         ({}, ["nested-mask"], "nested-masks"),

@@ -66,7 +66,7 @@ def measure_deletion(world: ClaimWorld) -> Finding:
     """Deletion areas of four orders at every layer of the lens that has a dictionary."""
     from whylens.evaluation.traces import evaluate_traces
 
-    pictures = world.pictures()
+    pictures = world.pictures(world.plan.concept_limit)
     lens = _lens(world)
     effects: list[Effect] = []
     for dictionary in lens.dictionaries:
@@ -131,7 +131,7 @@ def measure_consistency(world: ClaimWorld) -> Finding:
 
     lens = _lens(world)
     classifier = lens.classifier
-    x = torch.stack([classifier.preprocess(read_picture(path)) for path in world.pictures()])
+    x = torch.stack([classifier.preprocess(read_picture(path)) for path in world.pictures(world.plan.concept_limit)])
     eyes = load_backbone("builtin:tiny")
     seen = torch.cat([eyes(part) for part in x.split(64)])
     effects: list[Effect] = []
@@ -375,7 +375,7 @@ def _finding(
         f"{protocol}",
         unit,
         networks,
-        str(world.plan.scenes if claim is PURITY else world.plan.limit),
+        str(world.plan.scenes if claim is PURITY else max((e.pictures for e in effects), default=0)),
         tuple(effects),
     )
 

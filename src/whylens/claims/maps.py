@@ -52,7 +52,7 @@ def map_values(world: ClaimWorld, what: str, variants: Mapping[str, Mapping[str,
     from whylens.classifiers import load_classifier
     from whylens.images import read_picture
 
-    pictures = [read_picture(path) for path in world.pictures()]
+    pictures = [read_picture(path) for path in world.pictures(world.plan.limit)]
     values: MapValues = {}
     for source in world.plan.networks:
         classifier = load_classifier(source)

@@ -33,7 +33,8 @@ class ClaimPlan:
         scenes: pictures of a planted classifier.
         fit_scenes: pictures that its lens is fitted on.
         images: a folder of pictures for the claims about real ones; without it these stand as not tested.
-        limit: at most so many of them, evenly spread.
+        limit: at most so many of them for the claims about maps, evenly spread.
+        concept_limit: at most so many for the claims about concepts.
         networks: classifier sources for the claims about maps.
         lens: with dictionaries, for the claims about concepts.
         passes: of the network that a map may spend.
@@ -47,6 +48,7 @@ class ClaimPlan:
     fit_scenes: int = 5000
     images: Path | None = None
     limit: int = 50
+    concept_limit: int = 400
     networks: tuple[str, ...] = ("builtin:tiny-imagenet",)
     lens: str = "tiny-imagenet-bcos"
     passes: int = 90
@@ -57,12 +59,13 @@ class ClaimPlan:
         """Check the numbers; names are checked where they are looked up.
 
         Raises:
-            InputError: for a limit below 8 pictures, fewer than 9 passes or an empty choice.
+            InputError: for limits below 8 pictures, fewer than 9 passes or an empty choice.
         """
         if self.passes < LEAST_PASSES:
             raise InputError(f"passes must be at least {LEAST_PASSES}; it is {self.passes}.")
-        if self.limit < LEAST_PICTURES:
-            raise InputError(f"limit must be at least {LEAST_PICTURES} pictures; it is {self.limit}.")
+        for name in ("limit", "concept_limit"):
+            if getattr(self, name) < LEAST_PICTURES:
+                raise InputError(f"{name} must be at least {LEAST_PICTURES} pictures; it is {getattr(self, name)}.")
         for name in ("rules", "architectures", "networks"):
             if getattr(self, name) == ():
                 raise InputError(f"{name} names nothing; leave it away for all of them.")
@@ -76,6 +79,7 @@ class ClaimPlan:
             "fit_scenes": self.fit_scenes,
             "images": None if self.images is None else self.images.name,
             "limit": self.limit,
+            "concept_limit": self.concept_limit,
             "networks": list(self.networks),
             "lens": self.lens,
             "passes": self.passes,
@@ -102,8 +106,8 @@ class ClaimWorld:
     organisms: Organisms
     shared: dict[str, Any] = field(default_factory=dict)
 
-    def pictures(self) -> list[Path]:
-        """Paths of the pictures to measure on.
+    def pictures(self, limit: int) -> list[Path]:
+        """Paths of at most ``limit`` pictures to measure on, evenly spread.
 
         Raises:
             UntestableError: where no folder was given, or it holds too few.
@@ -115,7 +119,7 @@ class ClaimWorld:
         found = find_pictures([self.plan.images])
         if len(found) < LEAST_PICTURES:
             raise UntestableError(f"It needs at least {LEAST_PICTURES} pictures; the folder holds {len(found)}.")
-        count = min(self.plan.limit, len(found))
+        count = min(limit, len(found))
         return [found[i * len(found) // count] for i in range(count)]
 
 

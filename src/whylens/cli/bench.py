@@ -90,7 +90,8 @@ def claims(
         Path | None,
         typer.Option(help="Folder of pictures for the claims about real ones; without it they are not tested."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="At most so many of these pictures.")] = 50,
+    limit: Annotated[int, typer.Option(help="At most so many of these pictures for the claims about maps.")] = 50,
+    concept_limit: Annotated[int, typer.Option(help="At most so many for the claims about concepts.")] = 400,
     networks: Annotated[
         str, typer.Option(help="Classifier sources joined by commas, for the claims about maps.")
     ] = "builtin:tiny-imagenet",
@@ -120,6 +121,7 @@ def claims(
         fit_scenes=fit_scenes,
         images=images,
         limit=limit,
+        concept_limit=concept_limit,
         networks=_items(networks) or (),
         lens=lens,
         passes=passes,
