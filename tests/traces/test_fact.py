@@ -268,3 +268,10 @@ def test_the_logit_bias_is_apart_and_cancels_in_a_contrast():
     against = Fact()(classifier, pictures(1), torch.tensor([2]), contrasts=torch.tensor([0]))[0]
     assert "logit bias" not in against.remainders
     assert against.total == pytest.approx(float(before[0, 2] - before[0, 0]), abs=1e-9)
+
+
+def test_the_error_is_counted_against_the_logit_without_its_bias():
+    trace = Fact()(traced(bcos(), None), pictures(1))[0]
+    value = trace.total - trace.remainders["logit bias"]
+    share = abs(trace.remainders["reconstruction error"] / value)
+    assert any(f"is {share:.0%} of the logit without its bias" in note for note in trace.notes)

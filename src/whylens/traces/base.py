@@ -353,8 +353,10 @@ def _notes(stage: Stage, held: HeldNetwork, buckets: Mapping[str, float], total:
             f"place; without it is {own:.3f}."
         )
     elif ERROR in buckets:
-        share = abs(buckets[ERROR]) / max(abs(total), 1e-300)
-        notes.append(f"The dictionary misses {share:.0%} of the value: see {ERROR!r}.")
+        own_value = total - buckets.get(LOGIT_BIAS, 0.0)
+        share = abs(buckets[ERROR]) / max(abs(own_value), 1e-300)
+        of = "the logit without its bias" if LOGIT_BIAS in buckets else "the value"
+        notes.append(f"What the dictionary misses is {share:.0%} of {of}: see {ERROR!r}.")
     if stage.codes is not None and not bool(stage.codes.active.any()):
         notes.append("No latent of the dictionary is active in this picture, so no concept has a part in the value.")
     if buckets.get(BIASES):
