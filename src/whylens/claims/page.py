@@ -45,21 +45,26 @@ def _section(finding: Finding, claim: Claim) -> list[str]:
             "",
             f"Networks: {finding.networks}. Pictures: {finding.pictures}. Protocol: `{finding.protocol}`.",
             "",
-            f"| {finding.unit} | " + " | ".join(_networks(finding)) + " |",
-            "|---" * (1 + len(_networks(finding))) + "|",
+            *_table(finding),
         ]
-        for comparison in dict.fromkeys(effect.comparison for effect in finding.effects):
-            own = {e.network: e for e in finding.effects if e.comparison == comparison}
-            decides = any(e.decides for e in own.values())
-            name = f"**{comparison}**" if decides else comparison
-            cells = [_cell(own[network]) if network in own else "–" for network in _networks(finding)]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [item for note in finding.notes for item in ("", note)]
     return lines
 
 
-def _networks(finding: Finding) -> list[str]:
-    return list(dict.fromkeys(effect.network for effect in finding.effects))
+def _table(finding: Finding) -> list[str]:
+    """Comparisons and networks, the more numerous ones downwards; deciding comparisons are bold."""
+    comparisons = list(dict.fromkeys(effect.comparison for effect in finding.effects))
+    networks = list(dict.fromkeys(effect.network for effect in finding.effects))
+    cells = {(e.comparison, e.network): _cell(e) for e in finding.effects}
+    decides = {e.comparison for e in finding.effects if e.decides}
+    titles = {c: f"**{c}**" if c in decides else c for c in comparisons} | {n: f"`{n}`" for n in networks}
+    across, down = (networks, comparisons) if len(networks) <= len(comparisons) else (comparisons, networks)
+    lines = [f"| {finding.unit} | " + " | ".join(titles[name] for name in across) + " |"]
+    lines.append("|---" * (1 + len(across)) + "|")
+    for row in down:
+        found = (cells.get((row, name)) or cells.get((name, row)) or "–" for name in across)
+        lines.append(f"| {titles[row]} | " + " | ".join(found) + " |")
+    return lines
 
 
 def _cell(effect: Effect) -> str:
