@@ -89,8 +89,8 @@ def build_atlas(
 
     Cost: a pass of the classifier and of what follows the layer for each picture; then a pass of the backbone for each
         picture that is scored, and for each of the K x (at most ``scored``) pairs one pass, in B-cos networks forward and
-        backward. Memory for tables (classes, K) and (K, ``scored``), whatever the number of pictures; disk of 14 bytes
-        for each active latent of each picture and 4 E + h w for each pair while it lasts.
+        backward. Memory for tables (classes, K) and (K, ``scored``), and two bytes for each embedding value of a picture;
+        disk of 14 bytes for each active latent of each picture and 4 E + h w for each pair while it lasts.
     """
     started = time.perf_counter()
     dictionary = dictionary if dictionary is not None else lens.dictionary
