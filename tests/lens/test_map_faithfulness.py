@@ -162,7 +162,7 @@ def test_a_method_that_the_network_does_not_allow_is_an_error(lens: Lens, pictur
         lens.explain(pictures[0], methods=["grad_cam", "attention_rollout"])
 
 
-def test_maps_of_phrases_add_up_to_their_score(lens: Lens, pictures: list[Path]) -> None:
+def test_maps_of_phrases_add_up_to_their_influence(lens: Lens, pictures: list[Path]) -> None:
     settings = {"faithtrace": {"layer": "stages.0"}}
     explained = [lens.explain(p, settings=settings) for p in pictures[:3]]
     assert any(why.words.phrases for why in explained)
@@ -175,7 +175,9 @@ def test_maps_of_phrases_add_up_to_their_score(lens: Lens, pictures: list[Path])
         for text, array in why.phrase_maps["faithtrace"].items():
             assert array.ndim == 2
             phrase = by_text[text]
-            assert phrase.presence * float(array.sum()) == pytest.approx(phrase.score, rel=1e-3, abs=1e-5)
+            # The score before it is weighted by presence.
+            assert float(array.sum()) == pytest.approx(phrase.influence, rel=1e-3, abs=1e-5)
+            assert phrase.score * phrase.influence > 0
         assert why.provenance.passes == 1 + (len(why.phrase_maps["faithtrace"]) + 2) / 2
 
 
