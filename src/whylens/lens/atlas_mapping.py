@@ -222,8 +222,7 @@ def collect(workspace: Workspace, names: Sequence[str], plan: Plan, latents: int
     if not torch.equal(pairs, torch.arange(len(plan.latents))):
         raise InputError("The unfinished atlas is damaged: its maps are not those that were planned. Remove it.")
     shown = joined.get("shown", torch.zeros(0, dtype=torch.int64))
-    key = plan.latents[shown] * (plan.shown + 1) + plan.ranks[shown]
-    order = key.argsort(stable=True)
+    order = (plan.latents[shown] * (plan.shown + 1) + plan.ranks[shown]).argsort(stable=True)
     place = {row: i for i, row in enumerate(sorted(thumbnails))}
     counts = torch.bincount(plan.latents[shown], minlength=latents)
     tensors = {

@@ -47,7 +47,7 @@ def small_maps(maps: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (M, h', w') int8 from -127 to 127, and scales (M,) with map = int8 * scale / 127.
     """
-    sides = tuple(min(MAP_SIDE, n) for n in maps.shape[1:])
+    sides = (min(MAP_SIDE, maps.shape[1]), min(MAP_SIDE, maps.shape[2]))
     values = maps.detach().float().cpu()
     if sides != tuple(values.shape[1:]):
         values = adaptive_avg_pool2d(values[:, None], sides)[:, 0]

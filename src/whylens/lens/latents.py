@@ -224,7 +224,7 @@ def last_map(classifier: Classifier) -> str:
     Raises:
         InputError: where there is none.
     """
-    for name, shape in reversed(classifier.layers().items()):
+    for name, shape in reversed(list(classifier.layers().items())):
         if len(shape) == 3 and shape[1] * shape[2] > 1:
             return name
     raise InputError(
