@@ -58,7 +58,7 @@ Fitted by `training/build_lens.py` on training pictures and on pictures of the 1
 never saw. Phrases: the class descriptors and the `everyday` bank without class names and without words that the
 encoder never learnt.
 
-## Limits
+{dictionary}## Limits
 
 - 100 classes, 64 x 64 pixels: a picture of anything else gets one of the 100 names all the same.
 - The encoder is small ([its card](../../../encoders/data/tiny/card.md)); words are no finer than what it learnt.
@@ -125,10 +125,33 @@ def write_lens_card(name: str, network: str, recipe: str) -> None:
             val_top1=figures["val_top1"],
             epochs=describe(figures["epochs"]),
             dropped=dropped,
+            dictionary=dictionary_part(home),
             **{k: lens[k] for k in ("pictures", "held_out", "r2", "cosine", "reverse_r2", "phrases")},
         ),
         encoding="utf-8",
     )
+
+
+def dictionary_part(home: Path) -> str:
+    """What was measured of the dictionary that ships with a lens."""
+    file = home / "dictionary/dictionary.json"
+    if not file.is_file():
+        return ""
+    described = json.loads(file.read_text())
+    report, settings = described["report"], described["settings"]
+    fidelity = report["fidelity"]
+    return f"""## Dictionary
+
+| measured | value |
+|---|---|
+| latents, active at once | {settings["latents"]}, {settings["k"]} |
+| vectors it was trained and measured on | {report["vectors"]:,} of {report["pictures"]["used"]:,} pictures |
+| held-out R2 | {report["r2"]:.3f} |
+| dead, always on | {report["dead"]:.1%}, {report["always_on"]:.1%} |
+| top-1 without it, with it in place of the features | {fidelity["accuracy"]:.2%}, {fidelity["accuracy_replaced"]:.2%} |
+| pictures that keep their class | {fidelity["agreement"]:.1%} |
+
+"""
 
 
 def write_encoder_card() -> None:

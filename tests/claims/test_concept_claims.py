@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,9 +7,9 @@ import torch
 from planted_stand_ins import SIZE, StandIns
 
 from whylens.claims import ClaimPlan, run_claims
-from whylens.claims.concepts import KEPT_BAR, _above, _unpaired, purity
+from whylens.claims.concepts import _accuracies, _unpaired, purity
 from whylens.claims.factorisation import nmf_codes, nmf_directions
-from whylens.claims.finding import UNTESTED, level
+from whylens.claims.finding import UNTESTED
 from whylens.planted import sample_scene
 
 PLAN = ClaimPlan(rules=("shape",), architectures=("cnn",), scenes=24, fit_scenes=300, size=SIZE)
@@ -62,10 +63,12 @@ def test_difference_over_different_concepts():
     assert _unpaired("x", "n", first, np.empty(0), 0).low is None
 
 
-def test_a_bar_is_taken_away():
-    kept = level("kept", "n", np.ones(20))
-    assert _above(kept, KEPT_BAR).low == pytest.approx(1 - KEPT_BAR)
-    assert _above(kept, KEPT_BAR).first == 1
+def test_the_accuracy_of_the_report_is_told():
+    report = {"fidelity": {"accuracy": 0.67, "accuracy_replaced": 0.65, "pictures": 2500}}
+    (note,) = _accuracies("a network", SimpleNamespace(report=report))
+    assert "67.0%" in note
+    assert "2.0 points lost" in note
+    assert _accuracies("a network", SimpleNamespace(report={})) == ()
 
 
 @pytest.mark.parametrize("name", NAMES)
