@@ -39,7 +39,7 @@ NAME = "tiny-imagenet-bcos"
 # Latents, and positions of each picture: the last features, and where the last stage begins.
 LAYERS: dict[str | None, dict[str, int]] = {
     None: {"latents": 512, "k": 16, "positions": 16},
-    "stages.2.0": {"latents": 512, "k": 32, "positions": 16},
+    "stages.2.0": {"latents": 1024, "k": 32, "positions": 16},
 }
 
 
@@ -93,7 +93,7 @@ def train(
     if (folder / "dictionary").is_dir():
         return Dictionary.load(folder / "dictionary")
     at = classifier if layer is None else classifier.at(layer)
-    settings = dictionary_preset("fact", latents=sizes["latents"], k=sizes["k"], **changes)
+    settings = dictionary_preset("fact", **{"latents": sizes["latents"], "k": sizes["k"], **changes})
     started = time.perf_counter()
     store = store_features(
         at,

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from whylens.claims import CLAIMS, ClaimPlan, run_claims
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, VERDICTS, Effect, Finding, difference, level, verdict
-from whylens.claims.maps import network_label
+from whylens.claims.page import claims_page
 from whylens.claims.planted_words import VARIANTS
+from whylens.claims.world import network_label
 from whylens.errors import InputError, StoreError
 from whylens.planted.benchmark import Plan, run_benchmark
 from whylens.planted.benchmark_methods import parse_methods
@@ -198,6 +199,10 @@ def test_the_command_says_what_cannot_be_tested(tmp_path):
     assert (tmp_path / "out" / "claims.md").is_file()
 
 
-def test_sources_have_short_names():
+def test_sources_have_short_names_on_the_page():
+    plan = ClaimPlan(networks=("file:/some/where.safetensors@timm:resnet18",))
+    page = claims_page([], CLAIMS, plan)
+    assert "timm:resnet18" in page
+    assert "where" not in page
     assert network_label("file:/some/where.safetensors@timm:resnet18") == "timm:resnet18"
     assert network_label("builtin:tiny-imagenet") == "builtin:tiny-imagenet"

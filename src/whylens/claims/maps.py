@@ -10,7 +10,7 @@ import numpy as np
 
 from whylens.canonical import canonical_json, content_hash
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, Claim, Effect, Finding, difference, level, verdict
-from whylens.claims.world import ClaimTest, ClaimWorld
+from whylens.claims.world import ClaimTest, ClaimWorld, network_label
 from whylens.maps.clipping import MODES
 from whylens.maps.fei import QUANTILES as QUANTILE_SHARES
 from whylens.store import atomic_file
@@ -31,11 +31,6 @@ ENSEMBLES: Mapping[int, tuple[float, ...]] = {
     9: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
 }
 INSERTION, DELETION, BOTH, DEVIATION = "insertion", "deletion", "insertion less deletion", "activation deviation"
-
-
-def network_label(source: str) -> str:
-    """A short name of a classifier source: ``file:weights@timm:NAME`` is called ``timm:NAME``."""
-    return source.rsplit("@", 1)[-1]
 
 
 def map_values(world: ClaimWorld, what: str, variants: Mapping[str, Mapping[str, Any]]) -> MapValues:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from whylens.claims.finding import Claim, Effect, Finding
-from whylens.claims.world import ClaimPlan
+from whylens.claims.world import ClaimPlan, network_label
 
 
 def claims_page(findings: Sequence[Finding], claims: Mapping[str, Claim], plan: ClaimPlan) -> str:
@@ -21,7 +21,9 @@ def claims_page(findings: Sequence[Finding], claims: Mapping[str, Claim], plan: 
         )
     for finding in findings:
         lines += ["", *_section(finding, claims[finding.claim])]
-    lines += ["", f"Plan: {', '.join(f'{key} {_said(value)}' for key, value in plan.to_dict().items())}.", ""]
+    # Where a checkpoint lies is the reader's own affair.
+    plain = {**plan.to_dict(), "networks": [network_label(source) for source in plan.networks]}
+    lines += ["", f"Plan: {', '.join(f'{key} {_said(value)}' for key, value in plain.items())}.", ""]
     return "\n".join(lines)
 
 

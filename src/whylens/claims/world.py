@@ -23,6 +23,11 @@ class UntestableError(Exception):
     """A claim cannot be tested with what was given; the message says what is missing."""
 
 
+def network_label(source: str) -> str:
+    """A short name of a classifier source: ``file:weights@timm:NAME`` is called ``timm:NAME``."""
+    return source.rsplit("@", 1)[-1]
+
+
 @dataclass(frozen=True)
 class ClaimPlan:
     """How much is measured.
