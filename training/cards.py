@@ -133,25 +133,27 @@ def write_lens_card(name: str, network: str, recipe: str) -> None:
 
 
 def dictionary_part(home: Path) -> str:
-    """What was measured of the dictionary that ships with a lens."""
-    file = home / "dictionary/dictionary.json"
-    if not file.is_file():
+    """What was measured of the dictionaries that ship with a lens."""
+    files = sorted(home.glob("dictionary*/dictionary.json"))
+    if not files:
         return ""
-    described = json.loads(file.read_text())
-    report, settings = described["report"], described["settings"]
-    fidelity = report["fidelity"]
-    return f"""## Dictionary
-
-| measured | value |
-|---|---|
-| latents, active at once | {settings["latents"]}, {settings["k"]} |
-| vectors it was trained and measured on | {report["vectors"]:,} of {report["pictures"]["used"]:,} pictures |
-| held-out R2 | {report["r2"]:.3f} |
-| dead, always on | {report["dead"]:.1%}, {report["always_on"]:.1%} |
-| top-1 without it, with it in place of the features | {fidelity["accuracy"]:.2%}, {fidelity["accuracy_replaced"]:.2%} |
-| pictures that keep their class | {fidelity["agreement"]:.1%} |
-
-"""
+    described = [json.loads(file.read_text()) for file in files]
+    columns = [
+        {
+            "measured": d["origin"]["layer"] or f"features ({d['origin']['features']})",
+            "latents, active at once": f"{d['settings']['latents']}, {d['settings']['k']}",
+            "vectors, pictures": f"{d['report']['vectors']:,} of {d['report']['pictures']['used']:,}",
+            "held-out R2": f"{d['report']['r2']:.3f}",
+            "dead, always on": f"{d['report']['dead']:.1%}, {d['report']['always_on']:.1%}",
+            "top-1 without it, with it in place": f"{d['report']['fidelity']['accuracy']:.2%}, "
+            f"{d['report']['fidelity']['accuracy_replaced']:.2%}",
+            "pictures that keep their class": f"{d['report']['fidelity']['agreement']:.1%}",
+        }
+        for d in described
+    ]
+    rows = [f"| {name} | " + " | ".join(column[name] for column in columns) + " |" for name in columns[0]]
+    rows.insert(1, "|---" * (len(columns) + 1) + "|")
+    return "## Dictionaries\n\n" + "\n".join(rows) + "\n\n"
 
 
 def write_encoder_card() -> None:
