@@ -39,7 +39,7 @@ NAME = "tiny-imagenet-bcos"
 # Latents, and positions of each picture: the last features, and where the last stage begins.
 LAYERS: dict[str | None, dict[str, int]] = {
     None: {"latents": 512, "k": 16, "positions": 16},
-    "stages.2.0": {"latents": 768, "k": 32, "positions": 16},
+    "stages.2.0": {"latents": 320, "k": 32, "positions": 16},
 }
 
 
