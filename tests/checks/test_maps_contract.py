@@ -98,7 +98,8 @@ def test_fei_keeps_the_contract_on_tokens(clipping: str) -> None:
 
 @pytest.mark.slow
 def test_fei_ranks_alike_whatever_the_batch_on_a_trained_network() -> None:
-    check_map_method(FEI(), load_classifier("builtin:tiny-imagenet"))
+    # Six of the eighteen steps: batches differ most in how the first ones round.
+    check_map_method(FEI(iterations=6), load_classifier("builtin:tiny-imagenet"))
 
 
 def _changed(**namespace):

@@ -6,12 +6,13 @@ import pytest
 from planted_stand_ins import SIZE, StandIns
 from typer.testing import CliRunner
 
-from whylens.claims import CLAIMS, ClaimPlan, run_claims
+from whylens.claims import CLAIMS, ClaimPlan, maps, run_claims
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, VERDICTS, Effect, Finding, difference, level, verdict
 from whylens.claims.page import claims_page
 from whylens.claims.planted_words import VARIANTS
 from whylens.claims.world import network_label
 from whylens.errors import InputError, StoreError
+from whylens.maps.fei import QUANTILES
 from whylens.planted.benchmark import Plan, run_benchmark
 from whylens.planted.benchmark_methods import parse_methods
 
@@ -141,7 +142,7 @@ def test_claims_about_pictures_need_pictures(organisms, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_claims_about_maps(organisms, cache, tmp_path):
+def test_claims_about_maps(organisms, cache, tmp_path, monkeypatch):
     from skimage.data import chelsea, coffee
     from skimage.io import imsave
 
@@ -152,6 +153,8 @@ def test_claims_about_maps(organisms, cache, tmp_path):
             side = min(picture.shape[:2]) // 2
             top, left = (part // 2) * side, (part % 2) * side
             imsave(folder / f"{n}-{part}.png", picture[top : top + side, left : left + side])
+    monkeypatch.setattr(maps, "MODES", ("IBM", "NONE"))
+    monkeypatch.setattr(maps, "ENSEMBLES", {1: (0.5,), 5: QUANTILES})
     plan = dataclasses.replace(PLAN, images=folder, limit=8, passes=9)
     names = ["clipping-keeps-the-pathway", "nested-masks"]
     run = run_claims(plan, tmp_path / "out", claims=names, organisms=organisms, cache=cache)
