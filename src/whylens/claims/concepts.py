@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from whylens.claims.factorisation import nmf_codes, nmf_directions
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, Claim, Effect, Finding, difference, level, verdict
 from whylens.claims.world import ClaimTest, ClaimWorld, UntestableError
+from whylens.errors import InputError
 from whylens.metrics.intervals import bootstrap
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from whylens.dictionaries import Dictionary
     from whylens.lens import Lens
     from whylens.lens.latents import LatentReader
+    from whylens.planted.scene import Scene
 
 Array = np.ndarray
 ORDERS = ("fact", "gradient", "sobol", "random")
@@ -94,10 +97,8 @@ def measure_deletion(world: ClaimWorld) -> Finding:
     )
 
 
-def _areas(folder: object) -> dict[str, Array]:
-    from pathlib import Path
-
-    rows = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((Path(str(folder)) / "rows").glob("*.json"))]
+def _areas(folder: Path) -> dict[str, Array]:
+    rows = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((folder / "rows").glob("*.json"))]
     found: dict[str, list[float]] = {name: [] for name in ORDERS}
     for row in rows:
         for name in ORDERS:
@@ -270,7 +271,7 @@ def measure_purity(world: ClaimWorld) -> Finding:
     encoder = world.organisms.load_scene_encoder()
     try:
         eyes = encoder_backbone(encoder)
-    except Exception as error:
+    except InputError as error:
         raise UntestableError(f"The scene encoder gives no patch features: {error}") from error
     effects: list[Effect] = []
     for rule, architecture in classifiers_of(plan, world.organisms):
@@ -316,7 +317,7 @@ def _latent_maps(reader: LatentReader, x: Tensor, pictures: Tensor, latents: Ten
     return reader.maps(x[pictures], latents).maps
 
 
-def purity(active: Array, scenes: Sequence[object]) -> Array:
+def purity(active: Array, scenes: Sequence[Scene]) -> Array:
     """Largest share of an attribute's entropy that a latent's activity removes, (K,) in [0, 1].
 
     Args:
@@ -330,10 +331,10 @@ def purity(active: Array, scenes: Sequence[object]) -> Array:
 
     best = np.zeros(active.shape[1])
     for attribute in ATTRIBUTES:
-        shown = np.array([attribute in scene.active() for scene in scenes])  # type: ignore[attr-defined]
+        shown = np.array([attribute in scene.active() for scene in scenes])
         if shown.sum() < 2:
             continue
-        values = np.array([scene.value(attribute) for scene, s in zip(scenes, shown, strict=True) if s])  # type: ignore[attr-defined]
+        values = np.array([scene.value(attribute) for scene, s in zip(scenes, shown, strict=True) if s])
         own = active[shown]
         names, codes = np.unique(values, return_inverse=True)
         whole = _entropy(np.bincount(codes, minlength=len(names))[None])[0]
