@@ -134,12 +134,12 @@ def concept_flow(
     above = _stage_nodes(lens, held, len(held.stages) - 1, pulled.gradient, k)
     constant = float(sum(pulled.constants.values(), torch.zeros(1, device=pulled.value.device)))
     above.append(_Part(Node(held.stages[-1].place.name, None, CONSTANTS, constant), None, 0.0))
-    first = [nodes.append(part.node) or len(nodes) - 1 for part in above]  # type: ignore[func-returns-value]
+    first = _added(nodes, above)
     for stage in range(len(held.stages) - 1, 0, -1):
         flows = [part.cotangent for part in above if part.cotangent is not None]
         whole = held.pull(stage, sum(flows[1:], flows[0]))
         below = _stage_nodes(lens, held, stage - 1, whole.gradient, k)
-        numbers = [nodes.append(part.node) or len(nodes) - 1 for part in below]  # type: ignore[func-returns-value]
+        numbers = _added(nodes, below)
         lost = Node(held.stages[stage - 1].place.name, None, CONSTANTS, 0.0)
         nodes.append(lost)
         lost_number, fixed = len(nodes) - 1, 0.0
@@ -205,6 +205,12 @@ class _Part:
     node: Node
     cotangent: Tensor | None
     constant: float
+
+
+def _added(nodes: list[Node], parts: Sequence[_Part]) -> list[int]:
+    """Append the parts' nodes; their numbers."""
+    nodes += [part.node for part in parts]
+    return list(range(len(nodes) - len(parts), len(nodes)))
 
 
 def _stage_nodes(lens: LensLike, held: HeldNetwork, stage: int, gradient: Tensor, k: int) -> list[_Part]:
