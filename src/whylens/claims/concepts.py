@@ -55,7 +55,7 @@ DELETION = Claim(
     {
         HOLDS: "A trace's largest contributions are the concepts that the decision needs.",
         PARTLY: "At some layers, or against one of the orders only, contributions find what the decision needs; the table says "
-        "where. They beat a random order in any case that is marked so.",
+        "where.",
         NOT: "The gradient or Sobol indices find needed concepts at least as well: read contributions as a decomposition, not as "
         "an order of removal.",
         UNTESTED: "It needs pictures and a lens with dictionaries.",

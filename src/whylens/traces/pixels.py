@@ -202,7 +202,8 @@ def _latent_cotangent(
     position: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor]:
     dictionary, features = stage.dictionary, stage.features.detach()
-    assert dictionary is not None  # noqa: S101 (for the type checker)
+    if dictionary is None:
+        raise InputError(f"The layer {stage.place.name} has no dictionary, so it has no latents.")
     pooled = codes.grid is None and features.ndim == 4
     if pooled and position is not None:
         raise InputError("A pooled dictionary has no positions.")
