@@ -268,6 +268,29 @@ class Contribution(Plain):
 
 
 @dataclass(frozen=True)
+class UnitPicture(Plain):
+    """One of the pictures that activate a unit most, as the classifier saw it: a small JPEG file.
+
+    Attributes:
+        jpeg: the bytes of the file; they stay out of ``to_dict``.
+        activation: of the unit, summed over positions for a latent.
+    """
+
+    jpeg: bytes = field(repr=False)
+    activation: float
+
+    @property
+    def array(self) -> np.ndarray:
+        """uint8 (h, w, 3)."""
+        import io
+
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.jpeg)) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+@dataclass(frozen=True)
 class Trace(Plain):
     """A concept trace: contributions that add up to a logit together with the named remainders."""
 
@@ -327,6 +350,8 @@ class Explanation(Plain):
             phrase's score comes from. The sum is the score before it is weighted by presence; parts may be negative.
         concept_maps: by trace method and latent index, (H, W) float32, signed: what every pixel adds to the latent's
             contribution, in logit units; what no pixel has a part in is left out.
+        unit_pictures: by trace or words method and unit index, the pictures that activate the unit most, strongest first,
+            where the lens has some. They illustrate the page and are no part of the result: they stay out of ``to_dict``.
         picture: uint8 (H, W, 3), what the classifier saw; it stays out of ``to_dict``.
     """
 
@@ -344,6 +369,7 @@ class Explanation(Plain):
     curves: Mapping[str, MapCurve] = field(default_factory=dict)
     phrase_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     concept_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    unit_pictures: Mapping[str, Mapping[str, tuple[UnitPicture, ...]]] = field(default_factory=dict, repr=False)
 
     @property
     def words(self) -> Words:

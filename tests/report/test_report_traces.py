@@ -11,7 +11,7 @@ from rich.console import Console
 
 from whylens.report import TerminalView, figures, render_html
 from whylens.report.traces import FIRST_ROWS, trace_tables
-from whylens.types import Contribution, Trace
+from whylens.types import Contribution, Trace, UnitPicture
 
 
 def trace_of(values, remainders, total=None, **changes):
@@ -68,11 +68,44 @@ def test_concepts_link_to_their_maps(traced):
     links = set(re.findall(r'href="#(trace-1-\d+)"', html))
     assert links == {"trace-1-0", "trace-1-2"}
     assert links == set(re.findall(r'class="heat" id="(trace-1-\d+)"', html))
-    assert links == set(re.findall(r'data-map="(trace-1-\d+)"', html))
+    assert links == set(re.findall(r'data-peek="(trace-1-\d+)"', html))
     assert "concept 1" in html
     bare = render_html(dataclasses.replace(traced, concept_maps={}))
-    assert 'data-map="' not in bare
+    assert 'data-peek="' not in bare
     assert "Point at a concept" not in bare
+
+
+def jpeg_of(grey):
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 16), (grey, grey, grey)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_cards_show_top_pictures_with_and_without_a_map(traced):
+    shown = {
+        "0": (UnitPicture(jpeg_of(10), 9.5), UnitPicture(jpeg_of(200), 3.25)),
+        "1": (UnitPicture(jpeg_of(90), 2.0),),
+    }
+    pictured = dataclasses.replace(traced, unit_pictures={"fact": shown})
+    (table,) = trace_tables(pictured)
+    assert [f.anchor for f in table.figures] == ["trace-1-0", "trace-1-1", "trace-1-2"]
+    assert [len(f.shots) for f in table.figures] == [2, 1, 0]
+    assert [bool(f.uri) for f in table.figures] == [True, False, True]
+    assert table.figures[0].shots[0].activation == "9.50"
+    assert (table.figures[0].shots[0].width, table.figures[0].shots[0].height) == (24, 16)
+    html = render_html(pictured)
+    assert set(re.findall(r'data-peek="(trace-1-\d+)"', html)) == {"trace-1-0", "trace-1-1", "trace-1-2"}
+    assert html.count("Most active in") == 2
+    assert html.count("that activate concept") == 3
+    assert "Picture 2 of 2 that activate concept 0 most" in html
+    assert "--concepts ATLAS" not in html
+
+
+def test_a_page_without_top_pictures_says_in_one_sentence_how_to_get_them(traced):
+    html = render_html(traced)
+    assert html.count("--concepts ATLAS") == 1
+    nothing = dataclasses.replace(traced, traces={"fact": trace_of([], {"biases": 1.0})}, concept_maps={})
+    assert "--concepts ATLAS" not in render_html(nothing)
 
 
 def test_an_empty_trace_and_numbers_that_are_not_finite_still_make_a_page(cat):

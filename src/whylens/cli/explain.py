@@ -27,6 +27,13 @@ def run(
         Path | None, typer.Option(help="FILE.html, FILE.json or a folder; many pictures need a folder.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in one pass, for many pictures.")] = 16,
+    concepts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Atlas of your own pictures (`whylens concepts build`): shows the top pictures of each concept. May be "
+            "repeated."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:
@@ -47,11 +54,13 @@ def run(
     if not single and out is not None and out.suffix.lower() in {".html", ".json"}:
         raise InputError(f"{len(files)} pictures need a folder, but --out {out} is a file name. Give a folder's name.")
 
-    from whylens.lens import Lens
+    from whylens.lens import Atlas, Lens
     from whylens.report import TerminalView, terminal_line
 
     with errors().status("Loading the lens"):
         loaded = Lens.load(lens, device=device)
+        if concepts:
+            loaded = loaded.with_atlas(*(Atlas.load(folder) for folder in concepts))
     if single:
         why = loaded.explain(pictures[0], methods=methods, target=target, contrast=contrast, seed=seed)
         output().print(TerminalView(why))

@@ -37,6 +37,13 @@ def run(
             "head reads."
         ),
     ] = None,
+    thumbnails: Annotated[
+        int | None,
+        typer.Option(
+            help="Keep so many of the pictures that activate each unit most as small JPEGs in the lens, for its pages; 5 "
+            "with a dictionary, else 0. 0 keeps nothing of your pictures."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use at most so many pictures.")] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in one pass.")] = 32,
     minimum_r2: Annotated[
@@ -72,6 +79,7 @@ def run(
             checkpoint=out.with_name(f"{out.name}.unfinished"),
             dictionary=dictionary or False,
             traces=traces or (),
+            thumbnails=thumbnails,
             progress=progress,
         )
     lens.save(out, overwrite=overwrite)
@@ -93,6 +101,11 @@ def run(
         say(
             f"Dictionary of {trained.latents} latents ({trained.origin.features}): R2 {figures['r2']:.3f}, "
             f"{figures['l0']:.1f} active, {figures['fidelity']['agreement']:.1%} of held-out pictures keep their class."
+        )
+    if lens.thumbnails is not None:
+        size = lens.thumbnails.size / 2**20
+        say(
+            f"{len(lens.thumbnails.pictures)} of your pictures are kept as thumbnails ({size:.1f} MB); --thumbnails 0 keeps none."
         )
     dropped = ", ".join(f"{n} {why}" for why, n in report["phrases_dropped"].items() if n)
     say(f"{len(lens.bank)} phrases" + (f" (dropped: {dropped})." if dropped else "."))

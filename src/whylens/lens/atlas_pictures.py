@@ -15,13 +15,13 @@ THUMBNAIL_SIDE = 128
 MAP_SIDE = 64
 
 
-def encode_thumbnail(picture: Tensor) -> bytes:
-    """A picture (3, H, W) in [0, 1] as JPEG, its long side at most 128 pixels."""
+def encode_thumbnail(picture: Tensor, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A picture (3, H, W) in [0, 1] as JPEG, its long side at most ``side`` pixels."""
     array = (picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     image = Image.fromarray(np.ascontiguousarray(array))
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88, subsampling=0)
+    image.save(buffer, "JPEG", quality=88, subsampling=0, optimize=side < THUMBNAIL_SIDE)
     return buffer.getvalue()
 
 

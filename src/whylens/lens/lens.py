@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,10 +27,14 @@ from whylens.errors import InputError, PictureError, WhylensError, unknown_name
 from whylens.images import Picture, read_picture
 from whylens.lens.faithfulness import measure_words
 from whylens.lens.maps import make_maps, map_phrases, measure_maps
+from whylens.lens.thumbnails import Thumbnails, layer_key, thumbnails_of_atlas, trace_pictures, words_pictures
 from whylens.lens.traces import map_concepts
 from whylens.randomness import picture_hash
 from whylens.registry import get_method
-from whylens.types import ClassScore, Explanation, HeatMap, Prediction, Provenance, Trace, Words
+from whylens.types import ClassScore, Explanation, HeatMap, Prediction, Provenance, Trace, UnitPicture, Words
+
+if TYPE_CHECKING:
+    from whylens.lens.atlas import Atlas
 
 DEFAULT_METHODS = ("faithtrace",)
 RUNNER_UP = "runner-up"
@@ -68,6 +72,8 @@ class Lens:
             it does not know; None where it knows none.
         spectrum: (3, h, w) mean magnitude spectrum of the pictures of the fit, see
             :func:`whylens.words.estimate_spectrum`; it makes feature visualisations look natural.
+        thumbnails: the pictures that activate each unit most, see :meth:`top_pictures`; None where none were kept. They
+            illustrate and determine nothing, so the fingerprint leaves them out.
     """
 
     classifier: Classifier
@@ -84,6 +90,7 @@ class Lens:
     spectrum: Tensor | None = None
 
     more_dictionaries: tuple[Dictionary, ...] = ()
+    thumbnails: Thumbnails | None = None
 
     @property
     def dictionaries(self) -> tuple[Dictionary, ...]:
@@ -329,6 +336,8 @@ class Lens:
                 else:
                     phrase_passes += spent
                     concept_maps.update({name: drawn} if drawn else {})
+            pictured = {name: trace_pictures(self, methods[name], shown[i]) for name, shown in traces.items()}
+            pictured |= {name: words_pictures(self, results[i]) for name, results in words.items()}
             before = time.perf_counter()
             asked = {name: results[i] for name, results in maps.items()} if measure else {}
             scored = measure_maps(classifier, x[i], asked, seed=seed, image_hash=hashes[i])
@@ -344,6 +353,7 @@ class Lens:
                 curves=scored.curves,
                 phrase_maps=phrase_maps,
                 concept_maps=concept_maps,
+                unit_pictures={name: found for name, found in pictured.items() if found},
                 provenance=Provenance(
                     classifier=classifier.name,
                     classifier_fingerprint=classifier.fingerprint,
@@ -450,6 +460,33 @@ class Lens:
             if layers.count(layer) > 1:
                 raise InputError(f"Two of the dictionaries encode the {layer}; a lens has one of each layer.")
         return made
+
+    def top_pictures(self, layer: str | None, unit: int) -> list[UnitPicture]:
+        """The pictures that activate a unit most, strongest first; an empty list where the lens keeps none of the layer.
+
+        Args:
+            layer: whose dictionary's latent is meant: the layer's name, ``"features"`` for what the head reads (its
+                feature unit where the features have no dictionary), or None: the lens's first dictionary.
+            unit: index of the latent or of the feature unit.
+
+        Raises:
+            InputError: a layer without a dictionary, or a unit that it does not have.
+        """
+        key, units = layer_key(self, layer)
+        if not 0 <= unit < units:
+            raise InputError(f"This layer has units from 0 to {units - 1}; {unit} was asked for.")
+        return [] if self.thumbnails is None else self.thumbnails.of(key, unit)
+
+    def with_atlas(self, *atlases: Atlas) -> Lens:
+        """The same lens with the top pictures of atlases of its dictionaries, for lenses that ship without pictures.
+
+        Raises:
+            InputError: an atlas of none of the dictionaries.
+        """
+        thumbnails = self.thumbnails or Thumbnails((), {})
+        for atlas in atlases:
+            thumbnails = thumbnails.joined(thumbnails_of_atlas(atlas, self.dictionaries))
+        return replace(self, thumbnails=thumbnails)
 
     def latent_names(self, dictionary: Dictionary) -> Mapping[int, str]:
         """Names of a dictionary's latents in words, those that earn one; see :func:`whylens.lens.name_latents`.

@@ -1,4 +1,4 @@
-"""A lens as a folder: `lens.json`, `lens.safetensors` and perhaps `dictionary/`, `dictionary-2/`...; built-in lenses lie in the package beside their classifier."""
+"""A lens as a folder: `lens.json`, `lens.safetensors` and perhaps `dictionary/`, `dictionary-2/`... and `thumbnails.safetensors`; built-in lenses lie in the package beside their classifier."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from whylens.dictionaries import Dictionary
 from whylens.dictionaries.storage import load_dictionary, write_files
 from whylens.errors import InputError, unknown_name
 from whylens.lens.lens import EncoderReference, Lens, library_versions
+from whylens.lens.thumbnails import FILE as THUMBNAILS
+from whylens.lens.thumbnails import Thumbnails
 from whylens.store import atomic_file, atomic_folder
 
 LENS_SCHEMA = "1.0"
@@ -80,6 +82,8 @@ def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
         for number, dictionary in enumerate(lens.more_dictionaries, 2):
             (temporary / f"{DICTIONARY}-{number}").mkdir()
             write_files(dictionary, temporary / f"{DICTIONARY}-{number}")
+        if lens.thumbnails is not None:
+            lens.thumbnails.write(temporary / THUMBNAILS)
     return folder
 
 
@@ -136,6 +140,7 @@ def load_lens(
             _load_dictionary(expected, folder / f"{DICTIONARY}-{number}", classifier)
             for number, expected in enumerate(meta.get("more_dictionaries", ()), 2)
         ),
+        thumbnails=Thumbnails.read(folder / THUMBNAILS) if (folder / THUMBNAILS).is_file() else None,
         **optional,
     )
 

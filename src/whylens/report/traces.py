@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from whylens.report import figures, maps, numbers
+from whylens.report import figures, maps, numbers, peeks
 from whylens.report.view import Bar, diverging, largest
 from whylens.types import Explanation, Trace
 
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ConceptFigure:
-    """The pixel map of one concept as a layer over the picture."""
+    """One concept's card: its pixel map as a layer over the picture (an empty ``uri`` without one), and its top pictures."""
 
     name: str
     anchor: str
@@ -47,6 +47,7 @@ class ConceptFigure:
     uri: str
     low: str
     high: str
+    shots: tuple[peeks.Shot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class TraceTable:
         zero: where the value 0 lies on the bars, in percent.
         more: the next concepts with bars from the middle; left_out: how many are in the record alone.
         listed: the sum of all parts; total: what they add up to.
-        figures: pixel maps.
+        figures: a card for each of the strongest concepts that has a pixel map or top pictures; pictured: whether any
+            has pictures; hint: how to get some where none has.
     """
 
     name: str
@@ -76,6 +78,8 @@ class TraceTable:
     total: str
     total_bar: Bar
     figures: tuple[ConceptFigure, ...]
+    pictured: bool
+    hint: str
 
 
 def trace_tables(explanation: Explanation) -> tuple[TraceTable, ...]:
@@ -95,12 +99,15 @@ def _table(explanation: Explanation, name: str, trace: Trace, anchor: str) -> Tr
     bars, zero, total_bar = _waterfall(steps, trace.total)
     decimals = numbers.column_decimals([*steps, trace.total])
     drawn = explanation.concept_maps.get(name, {})
+    pictured = explanation.unit_pictures.get(name, {})
+    # Maps are of the strongest concepts alone, so cards stay in that order.
+    carded = [str(c.latent) for c in every if str(c.latent) in drawn or str(c.latent) in pictured]
 
     def text(value: float) -> str:
         return numbers.fixed(value, decimals, sign=True)
 
     def concept(latent: int, label: str, value: float, share: float, bar: Bar) -> Concept:
-        place = f"{anchor}-{latent}" if str(latent) in drawn else ""
+        place = f"{anchor}-{latent}" if str(latent) in carded else ""
         # A name that is only the number needs no number beside it.
         tag = "" if label in (f"latent {latent}", f"channel {latent}") else str(latent)
         return Concept(label, tag, text(value), numbers.percent(share), bar, place)
@@ -126,10 +133,17 @@ def _table(explanation: Explanation, name: str, trace: Trace, anchor: str) -> Tr
         total=text(trace.total),
         total_bar=total_bar,
         figures=tuple(
-            ConceptFigure(named[latent].name, f"{anchor}-{latent}", text(named[latent].value), *_layer(array))
-            for latent, array in drawn.items()
-            if latent in named
+            ConceptFigure(
+                named[latent].name,
+                f"{anchor}-{latent}",
+                text(named[latent].value),
+                *(_layer(drawn[latent]) if latent in drawn else ("", "", "")),
+                peeks.shots(explanation, name, named[latent].latent),
+            )
+            for latent in carded
         ),
+        pictured=bool(pictured),
+        hint=peeks.hint(explanation, name) if every else "",
     )
 
 

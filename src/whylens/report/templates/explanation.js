@@ -50,34 +50,46 @@
       show();
     });
 
-    // A copy of the concept's map beside the row that is pointed at, or whose link has the focus.
-    document.querySelectorAll("tr[data-map]").forEach(function (row) {
-      var peek = null;
-      function hide() { if (peek) { peek.remove(); peek = null; } }
-      function show() {
-        hide();
-        var source = document.getElementById(row.getAttribute("data-map"));
-        if (!source) return;
-        peek = source.cloneNode(true);
-        peek.removeAttribute("id");
-        peek.className = "heat peek";
-        peek.setAttribute("aria-hidden", "true");
-        peek.querySelectorAll("input").forEach(function (input) { input.disabled = true; });
-        document.body.appendChild(peek);
-        var at = row.getBoundingClientRect();
-        var left = Math.min(at.right + 16, document.documentElement.clientWidth - peek.offsetWidth - 8);
-        var top = at.top + at.height / 2 - peek.offsetHeight / 2;
-        top = Math.max(8, Math.min(top, window.innerHeight - peek.offsetHeight - 8));
-        // Where it would cover the row it lies below.
-        if (left < at.right) top = at.bottom + 8;
-        peek.style.left = Math.max(8, left) + scrollX + "px";
-        peek.style.top = top + scrollY + "px";
-      }
-      row.addEventListener("mouseenter", show);
-      row.addEventListener("mouseleave", hide);
-      row.addEventListener("focusin", show);
+    // A copy of a unit's card beside the row that is pointed at, tapped, or whose link has the focus.
+    var peek = null, owner = null, touched = false;
+    function hide() { if (peek) { peek.remove(); peek = owner = null; } }
+    function show(row) {
+      hide();
+      var source = document.getElementById(row.getAttribute("data-peek"));
+      if (!source) return;
+      owner = row;
+      peek = source.cloneNode(true);
+      peek.removeAttribute("id");
+      peek.className = "heat peek";
+      peek.setAttribute("aria-hidden", "true");
+      peek.querySelectorAll("input").forEach(function (input) { input.disabled = true; });
+      document.body.appendChild(peek);
+      var at = row.getBoundingClientRect();
+      var left = Math.min(at.right + 16, document.documentElement.clientWidth - peek.offsetWidth - 8);
+      var top = at.top + at.height / 2 - peek.offsetHeight / 2;
+      top = Math.max(8, Math.min(top, window.innerHeight - peek.offsetHeight - 8));
+      // Where it would cover the row it lies below.
+      if (left < at.right) top = at.bottom + 8;
+      peek.style.left = Math.max(8, left) + scrollX + "px";
+      peek.style.top = top + scrollY + "px";
+    }
+    document.addEventListener("pointerdown", function (event) {
+      touched = event.pointerType === "touch";
+      if (owner && !owner.contains(event.target)) hide();
+    });
+    document.addEventListener("keydown", function (event) {
+      touched = false;
+      if (event.key === "Escape") hide();
+    });
+    document.querySelectorAll("tr[data-peek]").forEach(function (row) {
+      row.addEventListener("pointerenter", function (event) { if (event.pointerType !== "touch") show(row); });
+      row.addEventListener("pointerleave", function (event) { if (event.pointerType !== "touch") hide(); });
+      row.addEventListener("focusin", function () { if (!touched) show(row); });
       row.addEventListener("focusout", hide);
-      row.addEventListener("click", hide);
+      row.addEventListener("click", function (event) {
+        // The first tap shows the card, the second follows the link.
+        if (touched && owner !== row) { event.preventDefault(); show(row); } else hide();
+      });
     });
 
     var closed = [];
