@@ -22,7 +22,18 @@ STOREYS = [
     ["alignment", "dictionaries"],
     ["classifiers", "encoders", "banks"],
     ["bcos"],
-    ["images", "randomness", "registry", "errors", "types", "store", "canonical", "spelling", "networks"],
+    [
+        "images",
+        "randomness",
+        "registry",
+        "errors",
+        "types",
+        "store",
+        "canonical",
+        "spelling",
+        "networks",
+        "method_specs",
+    ],
 ]
 GROUND = len(STOREYS) - 1
 STOREY_OF = {room: number for number, row in enumerate(STOREYS) for room in row}

@@ -13,8 +13,8 @@ from whylens.claims.planted_words import VARIANTS
 from whylens.claims.world import network_label
 from whylens.errors import InputError, StoreError
 from whylens.maps.fei import QUANTILES
+from whylens.method_specs import parse_methods
 from whylens.planted.benchmark import Plan, run_benchmark
-from whylens.planted.benchmark_methods import parse_methods
 
 SCENES, FIT = 24, 300
 PLAN = ClaimPlan(rules=("shape",), architectures=("cnn",), scenes=SCENES, fit_scenes=FIT, size=SIZE)

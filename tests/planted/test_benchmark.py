@@ -8,10 +8,10 @@ import torch
 from planted_stand_ins import SIZE, StandIns
 
 from whylens.errors import InputError, StoreError
+from whylens.method_specs import parse_methods
 from whylens.planted import benchmark_stage
 from whylens.planted.benchmark import Plan, run_benchmark
 from whylens.planted.benchmark_cache import effect_tables
-from whylens.planted.benchmark_methods import parse_methods
 from whylens.planted.effects import measure_effects
 from whylens.planted.rules import draw
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from whylens.method_specs import parse_methods
 from whylens.planted.benchmark import Plan, run_benchmark
-from whylens.planted.benchmark_methods import parse_methods
 
 PLAN = Plan(
     methods=tuple(parse_methods("faithtrace")), rules=("texture",), architectures=("cnn",), scenes=20, fit_scenes=1000

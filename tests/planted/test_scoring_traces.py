@@ -8,9 +8,9 @@ import torch
 from planted_stand_ins import SIZE, StandIns, random_truth
 
 from whylens.errors import ModelError
+from whylens.method_specs import parse_methods
 from whylens.planted import ATTRIBUTES, COLUMNS, sample_scene
 from whylens.planted.benchmark import Plan, run_benchmark
-from whylens.planted.benchmark_methods import parse_methods
 from whylens.planted.effects import measure_effects
 from whylens.planted.organisms import load_organism
 from whylens.planted.rules import draw

@@ -121,7 +121,7 @@ def _score(stage: Stage, architecture: str) -> dict[str, dict[str, Array]]:
 
 def _whole(stage: Stage, architecture: str, lens: Lens, asked: Asked, variant: Variant) -> Any:
     """The order of the whole bank; the control and the choice of what is shown do not change it."""
-    from whylens.planted.benchmark_methods import MethodSpec
+    from whylens.method_specs import MethodSpec
     from whylens.planted.scoring_words import WordsAnswer, whole_scores
 
     spec = MethodSpec(variant.method, "words", get_method(variant.method).factory, dict(variant.settings))

@@ -52,8 +52,8 @@ def planted(
 
     Leaves with code 3 when some method could not be scored; the reasons are in results.md.
     """
+    from whylens.method_specs import all_methods, parse_methods
     from whylens.planted.benchmark import Plan, run_benchmark
-    from whylens.planted.benchmark_methods import all_methods, parse_methods
 
     plan = Plan(
         methods=tuple(parse_methods(methods) if methods is not None else all_methods(_items(kinds) or ())),

@@ -28,7 +28,7 @@ def evaluate(
     from whylens.evaluation import Selection, evaluate_maps
     from whylens.evaluation.selection import DEFAULT_METRICS
     from whylens.images import find_pictures
-    from whylens.registry import get_method
+    from whylens.method_specs import parse_methods
 
     # What is cheap to refuse is refused before a network is loaded.
     if classifier is not None and lens is not None:
@@ -36,16 +36,13 @@ def evaluate(
     chosen = split(metrics)
     wanted = DEFAULT_METRICS if chosen is None else chosen
     Selection.named(wanted)
-    names = split(methods) or []
-    for name in names:
-        if (found := get_method(name).kind) != "map":
-            raise InputError(f"{name!r} explains by {found}; `whylens methods --kind map` lists map methods.")
+    asked = {spec.label: spec.make() for spec in parse_methods(methods, kind="map")}
     find_pictures(images)
     with errors().status("Loading the classifier"):
         loaded = _classifier(classifier, lens, device)
     with progress_bar("Evaluating") as progress:
         done = evaluate_maps(
-            loaded, images, names, out, metrics=wanted, layers=split(layers), progress=progress, **options
+            loaded, images, asked, out, metrics=wanted, layers=split(layers), progress=progress, **options
         )
     report(done)
 

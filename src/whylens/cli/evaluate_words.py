@@ -24,24 +24,18 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Evaluate words methods; options as on the command line."""
-    from whylens.errors import InputError
     from whylens.evaluation import WordsSelection, evaluate_words
     from whylens.evaluation.selection import DEFAULT_WORDS_METRICS
     from whylens.evaluation.words_asking import RANDOM
     from whylens.images import find_pictures
     from whylens.lens import Lens
-    from whylens.planted.benchmark_methods import parse_methods
+    from whylens.method_specs import parse_methods
 
     # What is cheap to refuse is refused before a network is loaded.
     chosen = split(metrics)
     wanted = DEFAULT_WORDS_METRICS if chosen is None else chosen
     WordsSelection.named(wanted)
-    specs = parse_methods(methods)
-    for spec in specs:
-        if spec.kind != "words":
-            raise InputError(
-                f"{spec.label!r} explains by {spec.kind}; `whylens methods --kind words` lists words methods."
-            )
+    specs = parse_methods(methods, kind="words")
     find_pictures(images)
     with errors().status("Loading the lens"):
         loaded = Lens.load(lens or "tiny-imagenet", device=device)

@@ -19,9 +19,9 @@ from whylens.evaluation.rows import Loaded, check_counts, sentence, stream_rows
 from whylens.evaluation.summary import Summary, summarise
 from whylens.images import Picture, find_pictures
 from whylens.lens import Lens
+from whylens.method_specs import MethodSpec, parse_methods
 from whylens.metrics.concepts import concept_curves
 from whylens.randomness import picture_hash
-from whylens.registry import get_method
 from whylens.traces.base import chosen_layer, completeness_gap
 from whylens.traces.orders import BASELINES, GRADIENT, RANDOM, SOBOL, ConceptGame
 from whylens.types import Trace
@@ -46,7 +46,7 @@ class TracesEvaluation:
 def evaluate_traces(
     lens: Lens,
     pictures: str | Path | Iterable[str | Path],
-    methods: Sequence[str],
+    methods: Sequence[str | MethodSpec],
     out: str | Path,
     *,
     layer: str | None = None,
@@ -66,8 +66,8 @@ def evaluate_traces(
     Args:
         lens: with a dictionary of the layer.
         pictures: files and folders.
-        methods: registered trace methods (their contributions are the order), and ``"gradient"``, ``"sobol"``,
-            ``"random"``.
+        methods: registered trace methods (their contributions are the order), also with settings of their own (see
+            :func:`whylens.method_specs.parse_methods`), and ``"gradient"``, ``"sobol"``, ``"random"``.
         out: folder of the results; the same call goes on after an interruption.
         layer: of the lens's dictionaries, as in :class:`whylens.traces.TraceMethod`; the first by default.
         mode: ``"replace"`` (FaCT's: the network sees the concepts that are left alone) or ``"residual"``.
@@ -136,18 +136,24 @@ def evaluate_traces(
     return TracesEvaluation(folder.path, summary, reused, tuple(failures), tuple(broken))
 
 
-def _orders(methods: Sequence[str], layer: str | None, mode: str) -> dict[str, TraceCallable | None]:
+def _orders(methods: Sequence[str | MethodSpec], layer: str | None, mode: str) -> dict[str, TraceCallable | None]:
     if isinstance(methods, str) or not methods:
         raise InputError(f"Methods are a list of trace methods and {', '.join(BASELINES)}; this is {methods!r:.80}.")
     found: dict[str, TraceCallable | None] = {}
-    for name in dict.fromkeys(methods):
-        if name in BASELINES:
-            found[name] = None
+    for method in methods:
+        if isinstance(method, str) and method in BASELINES:
+            found[method] = None
             continue
-        entry = get_method(name)
-        if entry.kind != "trace":
-            raise InputError(f"{name!r} explains by {entry.kind}; traces are evaluated here.")
-        found[name] = entry.factory(layer=layer, mode=mode)
+        spec = parse_methods(method, kind="trace")[0] if isinstance(method, str) else method
+        if spec.kind != "trace":
+            raise InputError(f"{spec.label!r} explains by {spec.kind}; traces are evaluated here.")
+        for setting in ("layer", "mode"):
+            if setting in spec.settings:
+                raise InputError(
+                    f"{spec.label!r}: all methods of one evaluation have the same {setting}, so that it is given once, to the "
+                    "evaluation itself."
+                )
+        found[spec.label] = spec.make(layer=layer, mode=mode)
     return found
 
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from whylens.canonical import content_hash
 from whylens.errors import InputError, StoreError, WhylensError, unknown_name
+from whylens.method_specs import MethodSpec, all_methods
 from whylens.planted.benchmark_cache import default_cache, effect_pieces
 from whylens.planted.benchmark_lens import FITS
-from whylens.planted.benchmark_methods import MethodSpec, all_methods
 from whylens.planted.floors import MAP_FLOORS, WORDS_FLOORS
 from whylens.planted.rules import RULES
 from whylens.store import atomic_file

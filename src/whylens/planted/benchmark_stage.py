@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from whylens.errors import InputError
+from whylens.method_specs import MethodSpec
 from whylens.metrics.curves import RISE_CURVES
 from whylens.metrics.maps import score_maps as curve_areas_of
 from whylens.planted.benchmark_cache import (
@@ -22,7 +23,6 @@ from whylens.planted.benchmark_cache import (
     scene_tensor,
 )
 from whylens.planted.benchmark_lens import fit_scene_lens, fit_scenes, named_columns, readable_phrases, with_phrases
-from whylens.planted.benchmark_methods import MethodSpec
 from whylens.planted.benchmark_questions import MAIN, Asked, questions
 from whylens.planted.floors import MAP_FLOORS, WORDS_FLOORS, Known
 from whylens.planted.rendering import render_batch

@@ -1,4 +1,4 @@
-"""Which methods are scored: registered names or import paths, with settings in braces."""
+"""Methods as people write them: registered names or import paths, with settings in braces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import importlib
 import inspect
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,8 @@ from whylens.errors import InputError, unknown_name
 from whylens.registry import KINDS, get_method, list_methods
 
 _SPEC = re.compile(r"(?P<name>[^{}]+?)\s*(?:\{(?P<settings>[^{}]*)\})?")
+# How the values that a setting takes are said.
+_SAID = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,18 @@ class MethodSpec:
     """A method with its settings, not yet made.
 
     Attributes:
-        label: as a person wrote it; what the tables call it.
+        label: as a person wrote it; what tables call it.
         kind: ``"words"``, ``"map"`` or ``"trace"``.
         factory: the class.
         settings: keyword settings.
+        name: its registered name; the import path of a class that is not registered.
     """
 
     label: str
     kind: str
     factory: Callable[..., Any]
     settings: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
 
     @property
     def key(self) -> str:
@@ -61,22 +67,32 @@ class MethodSpec:
         return _plain(dict(stored) if isinstance(stored, Mapping) else dict(getattr(made, "__dict__", self.settings)))
 
 
-def parse_methods(text: str) -> list[MethodSpec]:
+def parse_methods(text: str, *, kind: str | None = None) -> list[MethodSpec]:
     """Methods from ``"faithtrace{direction=adjoint,k=5}, texter, package.module:Class"``.
 
     A registered name or an import path, settings in braces; values are numbers, True, False, None, quoted texts or bare
     words. A class that is not registered says of what kind it is in an attribute ``kind``. Modules in the current folder
     are found too.
 
+    Args:
+        text: the methods, joined by commas.
+        kind: the only kind that is accepted.
+
     Raises:
-        InputError: unknown method or setting (with the nearest ones), a path that cannot be imported, a repeated method.
+        InputError: unknown method or setting (with the nearest ones), a value that the setting does not take, a path that
+            cannot be imported, a method of another kind, a repeated method.
     """
-    specs = [_parse(part) for part in _split(text)]
+    specs = [_parse(part) for part in split_methods(text)]
     if not specs:
-        raise InputError("No method is named. See `whylens methods`, or leave --methods away for all of them.")
+        what, option = ("", "") if kind is None else (f"{kind} ", f" --kind {kind}")
+        raise InputError(f"No {what}method is named; `whylens methods{option}` lists them.")
     for number, spec in enumerate(specs):
         if spec.label in [other.label for other in specs[:number]]:
             raise InputError(f"The method {spec.label!r} is named twice.")
+        if kind not in (None, spec.kind):
+            raise InputError(
+                f"{spec.label!r} explains by {spec.kind}; `whylens methods --kind {kind}` lists methods of the kind asked for."
+            )
     return specs
 
 
@@ -85,11 +101,17 @@ def all_methods(kinds: Sequence[str] = KINDS) -> list[MethodSpec]:
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("kind of method", kind, KINDS)
-    return [MethodSpec(name, kind, get_method(name).factory) for kind in kinds for name in list_methods(kind)]
+    return [
+        MethodSpec(name, kind, get_method(name).factory, name=name) for kind in kinds for name in list_methods(kind)
+    ]
 
 
-def _split(text: str) -> list[str]:
-    """At commas that are not inside braces."""
+def split_methods(text: str) -> list[str]:
+    """The methods of a text, split at commas that are not inside braces.
+
+    Raises:
+        InputError: for braces that do not match.
+    """
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character == "{") - (character == "}")
@@ -107,35 +129,44 @@ def _parse(part: str) -> MethodSpec:
     match = _SPEC.fullmatch(part)
     if match is None:
         raise InputError(f"{part!r} names no method; write NAME, NAME{{setting=value}} or package.module:Class.")
-    name = match["name"].strip()
-    kind, factory = _imported(name) if ":" in name else _registered(name)
+    written = match["name"].strip()
+    name, kind, factory = _imported(written) if ":" in written else _registered(written)
     settings: dict[str, Any] = {}
-    for item in filter(None, (item.strip() for item in (match["settings"] or "").split(","))):
-        setting, equals, value = item.partition("=")
+    for item in _items(match["settings"] or ""):
+        setting, equals, value = (side.strip() for side in item.partition("="))
         if not equals:
-            raise InputError(f"The setting {item!r} of {name!r} has no value; write {item.strip()}=VALUE.")
+            raise InputError(f"The setting {setting!r} of {written!r} has no value; write {setting}=VALUE.")
         known = _settings_of(factory)
-        if setting.strip() not in known:
-            raise unknown_name(f"setting of {name!r}:", setting.strip(), known)
-        settings[setting.strip()] = _value(value.strip())
-    spec = MethodSpec(part, kind, factory, settings)
+        if setting not in known:
+            raise unknown_name(f"setting of {written!r}:", setting, known)
+        if setting in settings:
+            raise InputError(f"The setting {setting!r} of {written!r} is given twice.")
+        settings[setting] = _value(value, known[setting], f"{setting!r} of {written!r}")
+    spec = MethodSpec(part, kind, factory, settings, name)
     try:
         made = spec.make()
-        # Settings out of range are found before an hour has gone into effects.
+        # Settings out of range are found before an hour has gone into the work.
         validate = getattr(made, "validate", None)
         if callable(validate):
             validate()
-    except TypeError as error:
-        raise InputError(f"Method {name!r} cannot be made: {error}.") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"Method {part!r} cannot be made: {error}.") from error
     return spec
 
 
-def _registered(name: str) -> tuple[str, Callable[..., Any]]:
+def _items(text: str) -> list[str]:
+    """Settings, split at commas that are not inside the brackets of a value."""
+    return [item.strip() for item in re.split(r",(?![^(\[]*[)\]])", text) if item.strip()]
+
+
+def _registered(name: str) -> tuple[str, str, Callable[..., Any]]:
     entry = get_method(name)
-    return entry.kind, entry.factory
+    return entry.name, entry.kind, entry.factory
 
 
-def _imported(path: str) -> tuple[str, Callable[..., Any]]:
+def _imported(path: str) -> tuple[str, str, Callable[..., Any]]:
     module_name, _, name = path.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -153,27 +184,55 @@ def _imported(path: str) -> tuple[str, Callable[..., Any]]:
     for known in list_methods():
         entry = get_method(known)
         if entry.factory is factory:
-            return entry.kind, factory
+            return entry.name, entry.kind, factory
     kind = getattr(factory, "kind", None)
     if kind not in KINDS:
         raise InputError(
             f"{path} does not say what kind of method it is: decorate it with @register(NAME, kind=...), or give the "
             f"class an attribute `kind`, one of {', '.join(KINDS)}."
         )
-    return str(kind), factory
+    return path, str(kind), factory
 
 
-def _settings_of(factory: Callable[..., Any]) -> list[str]:
+def _settings_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Settings of a class with their types; Any where a type is not given or cannot be read."""
     parameters = inspect.signature(factory).parameters.values()
-    return [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def _value(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError, AttributeError):
+        # Names that exist for type checkers alone.
+        hints = {}
+    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+
+def _value(text: str, hint: Any, what: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         # "none" stays a word, because it names a setting of our own methods; None is written as Python does.
-        return {"true": True, "false": False}.get(text, text)
+        value = {"true": True, "false": False}.get(text, text)
+    kinds = _kinds(hint)
+    if kinds is None or _fits(value, kinds):
+        return value
+    if str in kinds:
+        # Such as a layer that is called "4".
+        return text
+    said = " or ".join(_SAID[kind] for kind in _SAID if kind in kinds)
+    raise InputError(f"The setting {what} takes {said}; it is {text!r:.80}.")
+
+
+def _kinds(hint: Any) -> set[type] | None:
+    """The plain types that a setting takes; None where it takes others too, which are left to the method."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [_kinds(part) for part in typing.get_args(hint)]
+        return None if None in parts else {kind for part in parts if part is not None for kind in part}
+    return {hint} if hint in _SAID else None
+
+
+def _fits(value: Any, kinds: set[type]) -> bool:
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, tuple(kinds)) or (isinstance(value, int) and float in kinds)
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import pytest
 
 from whylens.errors import InputError
-from whylens.planted.benchmark_methods import all_methods, parse_methods
+from whylens.method_specs import all_methods, parse_methods, split_methods
 from whylens.registry import list_methods
 from whylens.words import FaithTrace
 
@@ -67,3 +67,46 @@ def test_a_method_by_import_path(tmp_path, monkeypatch):
 def test_what_cannot_be_a_method(text, message):
     with pytest.raises(InputError, match=message):
         parse_methods(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("faithtrace{k=five}", "'k' of 'faithtrace' takes a whole number or None; it is 'five'"),
+        ("faithtrace{k=2.5}", "whole number or None; it is '2.5'"),
+        ("faithtrace{diverse=3}", "takes True or False; it is '3'"),
+        ("texter{mode=maco,units=None}", "takes a whole number; it is 'None'"),
+        ("texter{mode=dekode}", "Did you mean 'decode'"),
+        ("texter{units=0}", "units must be at least 1"),
+        ("texter{maco=papper}", "Did you mean 'paper'"),
+        ("texter{k=3,k=4}", "given twice"),
+        ("grad_cam{layr=x}", "Did you mean 'layer'"),
+    ],
+)
+def test_what_cannot_be_a_setting(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_methods(text)
+
+
+def test_values_become_what_the_setting_takes():
+    (spec,) = parse_methods("faithtrace{layer=4}")
+    assert spec.settings == {"layer": "4"}
+    assert split_methods("a{x=1,y=2}, b") == ["a{x=1,y=2}", "b"]
+
+
+def test_values_in_brackets_and_classes_without_types(tmp_path, monkeypatch):
+    (tmp_path / "own_method_b.py").write_text(
+        "from __future__ import annotations\n"
+        "class Mine:\n    kind = 'map'\n    def __init__(self, *, sizes=(), depth: NotThere = 1, rate: float = 0.5):\n"
+        "        self.sizes, self.depth, self.rate = sizes, depth, rate\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    (spec,) = parse_methods("own_method_b:Mine{sizes=(1, 2),depth=three,rate=1}")
+    assert (spec.name, spec.settings) == ("own_method_b:Mine", {"sizes": (1, 2), "depth": "three", "rate": 1})
+
+
+def test_one_kind_can_be_asked_for():
+    (spec,) = parse_methods("grad_cam", kind="map")
+    assert (spec.name, spec.kind) == ("grad_cam", "map")
+    with pytest.raises(InputError, match="explains by words"):
+        parse_methods("grad_cam,faithtrace{k=5}", kind="map")
