@@ -7,7 +7,7 @@ import pytest
 import torch
 from planted_stand_ins import SIZE, StandIns, random_truth
 
-from whylens.errors import ModelError
+from whylens.errors import InputError, ModelError
 from whylens.method_specs import parse_methods
 from whylens.planted import ATTRIBUTES, COLUMNS, sample_scene
 from whylens.planted.benchmark import Plan, run_benchmark
@@ -48,7 +48,8 @@ def test_scores_of_one_picture_by_hand() -> None:
     assert wrong["random latents"] == pytest.approx(0.5)
     # Half of it is in the remainder, which no latent carries.
     half = score_trace(trace({0: 4.0}, remainder=4.0), [trace({0: 2.0}, remainder=2.0)])
-    assert half["effect recovered"] == pytest.approx(0.5)
+    assert half["effect recovered"] == half["all latents"] == pytest.approx(0.5)
+    assert right["all latents"] == wrong["all latents"] == pytest.approx(1.0)
     assert np.isnan(score_trace(trace(claimed), [trace({**claimed, 0: 9.0})])["effect recovered"])
     assert score_trace(trace({}, remainder=3.0), [trace({}, remainder=1.0)])["effect recovered"] == 0.0
 
@@ -126,17 +127,33 @@ def test_a_registered_trace_method_is_scored(tmp_path) -> None:
         scenes=24,
         fit_scenes=200,
         size=SIZE,
+        trace_concepts=("features", "dictionary"),
     )
     result = run_benchmark(plan, tmp_path / "out", organisms=organisms, cache=tmp_path / "cache")
     assert result.failures == []
-    units = {unit["method"]: unit["scores"][""]["main"] for unit in result.results["units"]}
+    found = result.results["units"]
+    units = {unit["method"]: unit["scores"][""]["main"] for unit in found if not unit["fit"]}
+    learnt = {unit["method"]: unit["scores"][""]["main"] for unit in found if unit["fit"] == "dictionary"}
+    # Features carry the whole effect of a linear head; latents leave a part in the reconstruction error.
+    assert units["frozen_gate"]["all latents"]["mean"] == pytest.approx(1.0)
+    assert 0 < learnt["frozen_gate"]["all latents"]["mean"] <= 1
+    assert learnt["frozen_gate"] != units["frozen_gate"]
     # Six features that the head reads linearly: five of them carry most, one nearly nothing by chance.
     whole, first = units["frozen_gate"], units["planted_methods:FirstLatent"]
     assert whole["effect recovered"]["mean"] > first["effect recovered"]["mean"]
     assert whole["effect recovered"]["mean"] > 0.5
     assert first["change"]["mean"] is None
     assert whole["purity"]["pictures"] == first["purity"]["pictures"]
-    assert "## Traces" in (tmp_path / "out" / "results.md").read_text()
+    page = (tmp_path / "out" / "results.md").read_text()
+    assert "### cnn, concepts: feature units" in page
+    assert "### cnn, concepts: latents of a dictionary" in page
+
+
+@pytest.mark.parametrize("concepts", [("latents",), (), ("features", "features")])
+def test_unknown_kinds_of_concepts_are_named(tmp_path, concepts) -> None:
+    plan = Plan(methods=(), rules=("shape",), trace_concepts=concepts)
+    with pytest.raises(InputError, match=r"concepts|traced to"):
+        run_benchmark(plan, tmp_path / "out", organisms=StandIns(scenes=24, fit_scenes=200, rules=("shape",)))
 
 
 @pytest.mark.slow

@@ -42,6 +42,9 @@ def planted(
     ] = "own,uniform",
     scenes: Annotated[int, typer.Option(help="Pictures a classifier.")] = 500,
     fit_scenes: Annotated[int, typer.Option(help="Pictures that a lens is fitted on.")] = 5000,
+    trace_concepts: Annotated[
+        str, typer.Option(help="What traces are traced to: features, dictionary (one is trained), or both.")
+    ] = "features,dictionary",
     seed: Annotated[int, typer.Option(help="Of scenes and methods.")] = 0,
     cache: Annotated[
         Path | None, typer.Option(help="Folder that keeps effects and features; WHYLENS_CACHE, or ~/.cache/whylens.")
@@ -63,6 +66,7 @@ def planted(
         scenes=scenes,
         fit_scenes=fit_scenes,
         seed=seed,
+        trace_concepts=_items(trace_concepts) or (),
     )
     with progress_bar("Scoring") as progress:
         run = run_benchmark(plan, out, cache=cache, overwrite=overwrite, progress=progress)

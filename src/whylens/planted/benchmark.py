@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 RUN, UNITS, RESULTS, TABLE, FIGURE = "run.json", "units", "results.json", "results.md", "results.png"
 OWN = {RUN, UNITS, RESULTS, TABLE, FIGURE}
+#: What a trace's concepts are: the classifier's feature units, or latents of a dictionary over them.
+TRACE_CONCEPTS = ("features", "dictionary")
 FORMAT = "whylens planted benchmark 1"
 #: Fewer pictures give effects no spread and lenses no fit.
 LEAST_SCENES, LEAST_FIT_SCENES = 20, 200
@@ -63,6 +65,8 @@ class Plan:
         fit_scenes: pictures that a lens is fitted on.
         seed: of scenes and of the methods.
         size: of the pictures.
+        trace_concepts: what traces are traced to, of :data:`TRACE_CONCEPTS`; a dictionary is trained (preset ``default``)
+            on the scenes that the first of the lenses is fitted on.
     """
 
     methods: tuple[MethodSpec, ...] | None = None
@@ -73,11 +77,14 @@ class Plan:
     fit_scenes: int = 5000
     seed: int = 0
     size: int = 64
+    trace_concepts: tuple[str, ...] = ("features",)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One method, floor or oracle on one classifier; ``fit`` is empty where no lens is needed."""
+    """One method, floor or oracle on one classifier; ``fit`` is empty where no lens is needed, and ``"dictionary"`` for
+    traces to latents.
+    """
 
     rule: str
     architecture: str
@@ -270,6 +277,11 @@ def _check(plan: Plan) -> None:
             raise unknown_name("way of fitting a lens", fit, FITS)
     if not plan.fits or len(set(plan.fits)) != len(plan.fits):
         raise InputError(f"Lenses are fitted in one or more ways, each named once, of {', '.join(FITS)}.")
+    for concepts in plan.trace_concepts:
+        if concepts not in TRACE_CONCEPTS:
+            raise unknown_name("kind of concepts", concepts, TRACE_CONCEPTS)
+    if not plan.trace_concepts or len(set(plan.trace_concepts)) != len(plan.trace_concepts):
+        raise InputError(f"Traces are traced to one or more of {', '.join(TRACE_CONCEPTS)}, each named once.")
     for name, value, least in (
         ("scenes", plan.scenes, LEAST_SCENES),
         ("scenes to fit a lens on", plan.fit_scenes, LEAST_FIT_SCENES),
@@ -283,12 +295,20 @@ def _units(plan: Plan, methods: Sequence[MethodSpec], names: Sequence[tuple[str,
     floors = {"words": tuple(WORDS_FLOORS), "map": tuple(MAP_FLOORS)}
     for rule, architecture in names:
         for kind in kinds:
-            for fit in plan.fits if kind == "words" else ("",):
+            for fit in _fits(plan, kind):
                 for floor in floors.get(kind, ()):
                     yield Unit(rule, architecture, kind, floor, fit)
                 for spec in methods:
                     if spec.kind == kind:
                         yield Unit(rule, architecture, kind, spec.label, fit, spec)
+
+
+def _fits(plan: Plan, kind: str) -> tuple[str, ...]:
+    if kind == "words":
+        return plan.fits
+    if kind == "trace":
+        return tuple("" if concepts == "features" else concepts for concepts in plan.trace_concepts)
+    return ("",)
 
 
 def _configuration(plan: Plan, methods: Sequence[MethodSpec], names: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -301,6 +321,7 @@ def _configuration(plan: Plan, methods: Sequence[MethodSpec], names: Sequence[tu
         "fit_scenes": plan.fit_scenes,
         "seed": plan.seed,
         "size": plan.size,
+        **({"trace_concepts": list(plan.trace_concepts)} if any(spec.kind == "trace" for spec in methods) else {}),
     }
 
 

@@ -93,6 +93,8 @@ def _section(kind: str, units: Sequence[Mapping[str, Any]]) -> list[str]:
     for architecture, fit in groups:
         group = [u for u in units if (u["architecture"], u["fit"]) == (architecture, fit)]
         where = architecture + (f", lens fitted on {_FITS.get(fit, fit)} scenes" if fit else "")
+        if kind == "trace":
+            where = f"{architecture}, concepts: {'latents of a dictionary' if fit else 'feature units'}"
         if kind == "words":
             parts += [
                 f"### {where}",

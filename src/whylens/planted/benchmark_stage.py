@@ -22,7 +22,14 @@ from whylens.planted.benchmark_cache import (
     paired_features,
     scene_tensor,
 )
-from whylens.planted.benchmark_lens import fit_scene_lens, fit_scenes, named_columns, readable_phrases, with_phrases
+from whylens.planted.benchmark_lens import (
+    fit_scene_lens,
+    fit_scenes,
+    named_columns,
+    readable_phrases,
+    scene_dictionary,
+    with_phrases,
+)
 from whylens.planted.benchmark_questions import MAIN, Asked, questions
 from whylens.planted.floors import MAP_FLOORS, WORDS_FLOORS, Known
 from whylens.planted.rendering import render_batch
@@ -37,6 +44,7 @@ from whylens.types import Trace
 
 if TYPE_CHECKING:
     from whylens.classifiers import Classifier
+    from whylens.dictionaries import Dictionary
     from whylens.encoders import Encoder
     from whylens.lens import Lens
     from whylens.planted.benchmark import Plan, Unit
@@ -86,6 +94,7 @@ class Stage:
         self.asked = lru_cache(maxsize=None)(self._asked)
         self.lens = lru_cache(maxsize=4)(self._lens)
         self.seen = lru_cache(maxsize=2)(self._seen)
+        self.dictionary = lru_cache(maxsize=3)(self._dictionary)
 
     def score(self, unit: Unit) -> dict[str, Any]:
         """Scores of a unit, by bank and question, and what they apply to.
@@ -99,7 +108,7 @@ class Stage:
         if unit.kind == "map":
             return {"scores": self._maps(unit)}
         if unit.kind == "trace" and unit.spec is not None:
-            return {"scores": self._traces(unit.spec, unit.architecture)}
+            return {"scores": self._traces(unit.spec, unit.architecture, unit.fit == "dictionary")}
         raise InputError(f"Methods of the kind {unit.kind!r} are not scored on planted scenes yet.")
 
     def _asked(self, architecture: str) -> list[Asked]:
@@ -233,10 +242,16 @@ class Stage:
             maps.append(read_maps(found, len(part), size))
         return np.concatenate(maps)
 
-    def _traces(self, spec: MethodSpec, architecture: str) -> Scores:
+    def _dictionary(self, architecture: str) -> Dictionary:
+        """A dictionary over the features of the scenes that the first of the lenses is fitted on."""
+        features, _ = self.fit_pairs(architecture, self.plan.fits[0])
+        return scene_dictionary(self.classifiers[architecture], features)
+
+    def _traces(self, spec: MethodSpec, architecture: str, learnt: bool) -> Scores:
         """The first pictures traced as they are, with their largest cause changed, and for one and the same class."""
         (main,) = [asked for asked in self.asked(architecture) if asked.name == MAIN]
-        lens, method = Traced(self.classifiers[architecture]), spec.make()
+        dictionaries = (self.dictionary(architecture),) if learnt else ()
+        lens, method = Traced(self.classifiers[architecture], dictionaries), spec.make()
         count = min(TRACE_PICTURES, len(main.rows))
 
         def trace(pictures: Tensor, targets: Array, contrasts: Array | None) -> list[Trace]:

@@ -29,6 +29,7 @@ TRACE_SCORES: Mapping[str, str] = {
     "change": "rank correlation, over latents, of claimed contribution and change when the largest cause is changed",
     "effect recovered": f"share of the cause's effect that goes when the {TOP} latents of the largest claims change with it",
     "random latents": "the same for as many of the trace's latents drawn at random, in expectation",
+    "all latents": "the same for all of them: the rest of the effect lies in the remainders",
     "purity": f"mutual information of the {TOP} top latents and the attribute that each tells best, share of its entropy, "
     "beyond what shuffled latents reach",
 }
@@ -99,7 +100,13 @@ def score_trace(trace: Trace, changed: Sequence[Trace]) -> dict[str, float]:
     change = claimed - dense(changed, latents).mean(axis=0)
     effect = trace.total - float(np.mean([t.total for t in changed]))
     if not latents:
-        return {"change": float("nan"), "effect recovered": 0.0 if effect > 0 else float("nan"), "random latents": 0.0}
+        nothing = 0.0 if effect > 0 else float("nan")
+        return {
+            "change": float("nan"),
+            "effect recovered": nothing,
+            "random latents": nothing,
+            "all latents": nothing,
+        }
     count = min(TOP, len(latents))
     top = np.argsort(-claimed, kind="stable")[:count]
 
@@ -110,6 +117,7 @@ def score_trace(trace: Trace, changed: Sequence[Trace]) -> dict[str, float]:
         "change": spearman(claimed, change),
         "effect recovered": share(float(change[top].sum())),
         "random latents": share(float(change.mean() * count)),
+        "all latents": share(float(change.sum())),
     }
 
 
