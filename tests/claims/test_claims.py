@@ -7,13 +7,15 @@ from planted_stand_ins import SIZE, StandIns
 from typer.testing import CliRunner
 
 from whylens.claims import CLAIMS, ClaimPlan, maps, run_claims
+from whylens.claims.figure import draw_clipping
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, VERDICTS, Effect, Finding, difference, level, verdict
 from whylens.claims.page import claims_page
-from whylens.claims.planted_words import VARIANTS
-from whylens.claims.world import network_label
-from whylens.errors import InputError, StoreError
+from whylens.claims.planted_words import AREA_UNIT, VARIANTS
+from whylens.claims.world import network_label, split_network
+from whylens.errors import InputError, StoreError, WhylensError
 from whylens.maps.fei import QUANTILES
 from whylens.method_specs import parse_methods
+from whylens.planted import draw
 from whylens.planted.benchmark import Plan, run_benchmark
 
 SCENES, FIT = 24, 300
@@ -23,7 +25,10 @@ WORDS = ["decision-critical-features", "dictionary-helps", "influence-beats-both
 
 @pytest.fixture(scope="module")
 def organisms():
-    return StandIns(scenes=SCENES, fit_scenes=FIT, rules=("shape",))
+    made = StandIns(scenes=SCENES, fit_scenes=FIT, rules=("shape",))
+    # What the second aligner is fitted on.
+    made.encoder.tell(draw("shape", FIT, 7920, "train").scenes)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +104,7 @@ def test_hits_are_those_of_the_benchmark(finished, organisms, cache, tmp_path):
     units = run_benchmark(plan, tmp_path / "bench", organisms=organisms, cache=cache).results["units"]
     means = {u["method"]: u["scores"]["all"]["main"]["hit@1"]["mean"] for u in units if not u["floor"]}
     beats = next(f for f in run.findings if f.claim == "influence-beats-both")
-    (pair,) = [e for e in beats.effects if e.comparison == "faithtrace − text_to_concept, raw"]
+    (pair,) = [e for e in beats.effects if e.comparison == "faithtrace − text_to_concept, raw" and not e.measure]
     assert pair.first == pytest.approx(means["faithtrace"])
     assert pair.second == pytest.approx(means["text_to_concept{centred=False}"])
     assert pair.mean == pytest.approx(pair.first - pair.second)
@@ -132,6 +137,55 @@ def test_an_interrupted_run_goes_on(finished, organisms, cache, monkeypatch):
         assert {key.split("|")[0] for key in stored.files} == set(VARIANTS)
 
 
+def test_a_run_that_is_stopped_in_the_middle_keeps_what_it_has(organisms, cache, tmp_path):
+    def stop(done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    out, names = tmp_path / "out", ["influence-is-a-proxy", "nested-masks", "contributions-are-needed"]
+    with pytest.raises(KeyboardInterrupt):
+        run_claims(PLAN, out, claims=names, organisms=organisms, cache=cache, progress=stop)
+    assert not (out / "claims.md").exists()
+    first = out / "rows" / "influence-is-a-proxy.json"
+    written = first.read_bytes()
+    again = run_claims(PLAN, out, claims=names, organisms=organisms, cache=cache)
+    assert again.computed == 2
+    assert first.read_bytes() == written
+    assert [f.claim for f in again.findings] == [name for name in CLAIMS if name in names]
+    assert (out / "claims.md").is_file()
+
+
+def test_both_measures_decide_about_words(finished):
+    run, _ = finished
+    for finding in run.findings[:3]:
+        deciding = {e.measure for e in finding.effects if e.decides}
+        assert deciding == {"", AREA_UNIT}
+        assert "lanted truth" in CLAIMS[finding.claim].test or "two measures" in CLAIMS[finding.claim].test
+        assert any("--images" in note for note in finding.notes)
+
+
+def test_without_a_network_or_its_pictures_nothing_is_measured(organisms, cache, tmp_path, picture_folder):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    names = ["influence-is-a-proxy", "nested-masks"]
+    for n, (changes, message) in enumerate(
+        [
+            ({"images": empty}, "empty"),
+            ({"networks": (f"builtin:tiny-imagenet={empty}",)}, "empty"),
+            ({"images": picture_folder, "networks": ("builtin:tiny-imagenets",)}, "tiny-imagenet"),
+            ({"images": picture_folder, "networks": (f"file:{tmp_path}/w.pt@timm:resnet18",)}, "w.pt"),
+        ]
+    ):
+        out = tmp_path / f"out{n}"
+        plan = dataclasses.replace(PLAN, limit=8, **changes)
+        with pytest.raises(WhylensError, match=message):
+            run_claims(plan, out, claims=names, organisms=organisms, cache=cache)
+        assert not (out / "rows").exists()
+    plan = dataclasses.replace(PLAN, images=picture_folder, lens="tiny-imagenet-bco")
+    with pytest.raises(WhylensError, match="tiny-imagenet-bcos"):
+        run_claims(plan, tmp_path / "lens", claims=["contributions-are-needed"], organisms=organisms, cache=cache)
+
+
 def test_claims_about_pictures_need_pictures(organisms, cache, tmp_path):
     plan = dataclasses.replace(PLAN, limit=8)
     run = run_claims(plan, tmp_path / "out", claims=["nested-masks"], organisms=organisms, cache=cache)
@@ -141,29 +195,62 @@ def test_claims_about_pictures_need_pictures(organisms, cache, tmp_path):
     assert finding.effects == ()
 
 
-@pytest.mark.slow
-def test_claims_about_maps(organisms, cache, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def picture_folder(tmp_path_factory):
     from skimage.data import chelsea, coffee
     from skimage.io import imsave
 
-    folder = tmp_path / "pictures"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("pictures")
     for n, picture in enumerate((chelsea(), coffee())):
         for part in range(4):
             side = min(picture.shape[:2]) // 2
             top, left = (part // 2) * side, (part % 2) * side
             imsave(folder / f"{n}-{part}.png", picture[top : top + side, left : left + side])
+    return folder
+
+
+@pytest.mark.slow
+def test_claims_about_maps(organisms, cache, tmp_path, monkeypatch, picture_folder):
     monkeypatch.setattr(maps, "MODES", ("IBM", "NONE"))
     monkeypatch.setattr(maps, "ENSEMBLES", {1: (0.5,), 5: QUANTILES})
-    plan = dataclasses.replace(PLAN, images=folder, limit=8, passes=9)
+    plan = dataclasses.replace(PLAN, networks=(f"builtin:tiny-imagenet={picture_folder}",), limit=8, passes=9)
     names = ["clipping-keeps-the-pathway", "nested-masks"]
     run = run_claims(plan, tmp_path / "out", claims=names, organisms=organisms, cache=cache)
     for finding in run.findings:
         assert finding.verdict in VERDICTS[:3]
-        assert finding.pictures == "8"
+        assert finding.pictures == "8 (builtin:tiny-imagenet)"
+        assert finding.protocol.startswith("fei/fast/")
         assert all(e.low <= e.mean <= e.high for e in finding.effects)
-    free = {e.comparison: e.mean for e in run.findings[0].effects}
-    assert free["insertion, NONE"] != free["insertion, IBM"]
+    levels = {e.comparison: e.mean for e in run.findings[0].effects}
+    assert levels["insertion, NONE"] != levels["insertion, IBM"]
+    # Five masks are what the clipping claim has as its default: no picture is measured twice.
+    assert len(list((tmp_path / "out" / "work").glob("map--*.json"))) == 8 * 3
+    both = {e.comparison: e.mean for e in run.findings[1].effects}
+    assert both["insertion less deletion, 5 masks"] == pytest.approx(levels["insertion, IBM"] - levels["deletion, IBM"])
+    page = (tmp_path / "out" / "claims.md").read_text(encoding="utf-8")
+    assert "images/claims-clipping.svg" in page
+    assert (tmp_path / "out" / "images" / "claims-clipping.svg").is_file()
+    assert str(picture_folder) not in page + (tmp_path / "out" / "claims.json").read_text(encoding="utf-8")
+
+
+def test_figure_shows_every_mode_on_every_network(tmp_path):
+    pytest.importorskip("matplotlib")
+    modes, networks = ("NONE", "FGVIS", "IBM", "IVM", "AVM", "VM"), ("one", "two")
+    effects = tuple(
+        Effect(f"{measure}, {mode}", network, 0.5, 0.4, 0.6, 9, decides=False)
+        for measure in ("insertion", "deletion", "activation deviation")
+        for mode in modes
+        for network in networks
+    )
+    finding = Finding("clipping-keeps-the-pathway", HOLDS, "", "", "", "", "", effects)
+    assert draw_clipping(finding, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    for word in (*modes, *networks):
+        assert f">{word}<" in text
+    draw_clipping(finding, tmp_path / "b.svg")
+    assert (tmp_path / "b.svg").read_text(encoding="utf-8") == text
+    assert not draw_clipping(dataclasses.replace(finding, effects=()), tmp_path / "c.svg")
+    assert not (tmp_path / "c.svg").exists()
 
 
 @pytest.mark.parametrize(
@@ -173,6 +260,11 @@ def test_claims_about_maps(organisms, cache, tmp_path, monkeypatch):
         ({"concept_limit": 2}, None, "concept_limit"),
         ({"passes": 3}, None, "passes"),
         ({"networks": ()}, None, "networks"),
+        ({"words_limit": 2}, None, "words_limit"),
+        ({"precision": "bfloat"}, None, "bfloat16"),
+        ({"networks": ("builtin:tiny-imagenet", "builtin:tiny-imagenet")}, None, "twice"),
+        ({"networks": ("builtin:tiny-imagenet=nowhere",)}, None, "nowhere"),
+        ({"networks": ("=.",)}, None, "equals sign"),
         ({}, ["nested-mask"], "nested-masks"),
         ({"rules": ("shap",)}, WORDS[:1], "shape"),
     ],
@@ -209,3 +301,8 @@ def test_sources_have_short_names_on_the_page():
     assert "where" not in page
     assert network_label("file:/some/where.safetensors@timm:resnet18") == "timm:resnet18"
     assert network_label("builtin:tiny-imagenet") == "builtin:tiny-imagenet"
+
+
+def test_a_network_may_have_a_folder(tmp_path):
+    assert split_network("file:w.pt@timm:x") == ("file:w.pt@timm:x", None)
+    assert split_network(f"file:w.pt@timm:x={tmp_path}") == ("file:w.pt@timm:x", tmp_path)

@@ -7,9 +7,10 @@ import torch
 from planted_stand_ins import SIZE, StandIns
 
 from whylens.claims import ClaimPlan, run_claims
-from whylens.claims.concepts import _accuracies, _unpaired, purity
+from whylens.claims.concepts import _reported, _unpaired
 from whylens.claims.factorisation import nmf_codes, nmf_directions
 from whylens.claims.finding import UNTESTED
+from whylens.claims.purity import purity
 from whylens.planted import sample_scene
 
 PLAN = ClaimPlan(rules=("shape",), architectures=("cnn",), scenes=24, fit_scenes=300, size=SIZE)
@@ -64,11 +65,18 @@ def test_difference_over_different_concepts():
 
 
 def test_the_accuracy_of_the_report_is_told():
-    report = {"fidelity": {"accuracy": 0.67, "accuracy_replaced": 0.65, "pictures": 2500}}
-    (note,) = _accuracies("a network", SimpleNamespace(report=report))
+    report = {"fidelity": {"accuracy": 0.67, "accuracy_replaced": 0.65, "agreement": 0.9, "pictures": 2500}}
+    effect, (note,) = _reported("a network", SimpleNamespace(report=report))
     assert "67.0%" in note
     assert "2.0 points lost" in note
-    assert _accuracies("a network", SimpleNamespace(report={})) == ()
+    assert effect.mean == pytest.approx(1.0)
+    # At most a tenth of the pictures changed sides.
+    sides = np.zeros(2500)
+    sides[:150], sides[150:250] = 1, -1
+    assert effect.high - effect.low == pytest.approx(2 * 196 * sides.std() / 50, rel=1e-6)
+    effect, (note,) = _reported("a network", SimpleNamespace(report={}))
+    assert effect.low is None
+    assert "--labels" in note
 
 
 @pytest.mark.parametrize("name", NAMES)

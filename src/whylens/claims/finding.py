@@ -46,6 +46,7 @@ class Effect(Plain):
         pictures: that have a value.
         first, second: means of the two sides, where it is a difference.
         decides: whether the verdict looks at it; the others are shown for the reader.
+        measure: heading of the table that it stands in; the finding's unit where it is empty.
     """
 
     comparison: str
@@ -57,6 +58,7 @@ class Effect(Plain):
     first: float | None = None
     second: float | None = None
     decides: bool = True
+    measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def difference(
     *,
     seed: int = 0,
     decides: bool = True,
+    measure: str = "",
 ) -> Effect:
     """The paired difference ``first - second`` over pictures that have both values.
 
@@ -111,6 +114,7 @@ def difference(
         second: (P,) of the other, of the same pictures.
         seed: of the bootstrap.
         decides: see :class:`Effect`.
+        measure: see :class:`Effect`.
 
     Raises:
         InputError: for values of different pictures.
@@ -121,14 +125,40 @@ def difference(
     (interval,) = bootstrap(np.where(both, first - second, np.nan)[:, None], seed=seed)
     sides = [float(side[both].mean()) if both.any() else None for side in (first, second)]
     return Effect(
-        comparison, network, interval.mean, interval.low, interval.high, interval.count, sides[0], sides[1], decides
+        comparison,
+        network,
+        interval.mean,
+        interval.low,
+        interval.high,
+        interval.count,
+        sides[0],
+        sides[1],
+        decides,
+        measure,
     )
 
 
-def level(comparison: str, network: str, values: np.ndarray, *, seed: int = 0, decides: bool = True) -> Effect:
+def level(
+    comparison: str,
+    network: str,
+    values: np.ndarray,
+    *,
+    seed: int = 0,
+    decides: bool = True,
+    measure: str = "",
+) -> Effect:
     """The mean of a quantity (P,) over pictures; NaN is left out."""
     (interval,) = bootstrap(values[:, None], seed=seed)
-    return Effect(comparison, network, interval.mean, interval.low, interval.high, interval.count, decides=decides)
+    return Effect(
+        comparison,
+        network,
+        interval.mean,
+        interval.low,
+        interval.high,
+        interval.count,
+        decides=decides,
+        measure=measure,
+    )
 
 
 def verdict(effects: Sequence[Effect], *, above: float = 0.0) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from whylens.canonical import canonical_json, content_hash
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, Claim, Effect, Finding, difference, level, verdict
-from whylens.claims.world import ClaimTest, ClaimWorld, network_label
+from whylens.claims.world import ClaimTest, ClaimWorld, network_label, split_network
 from whylens.maps.clipping import MODES
 from whylens.maps.fei import QUANTILES as QUANTILE_SHARES
 from whylens.store import atomic_file
@@ -18,6 +18,7 @@ from whylens.store import atomic_file
 if TYPE_CHECKING:
     from whylens.classifiers import Classifier
     from whylens.images import Picture
+    from whylens.maps import FEI
 
 Array = np.ndarray
 #: By network, variant and measure: (P,) over pictures.
@@ -31,57 +32,88 @@ ENSEMBLES: Mapping[int, tuple[float, ...]] = {
     9: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
 }
 INSERTION, DELETION, BOTH, DEVIATION = "insertion", "deletion", "insertion less deletion", "activation deviation"
+MEASURES = (INSERTION, DELETION, BOTH, DEVIATION)
 
 
-def map_values(world: ClaimWorld, what: str, variants: Mapping[str, Mapping[str, Any]]) -> MapValues:
-    """Scores of FEI with several settings on the pictures of the plan, each picture's kept as soon as it is known.
+def check_networks(world: ClaimWorld) -> None:
+    """Load every network and look for its pictures, before anything is measured.
+
+    Raises:
+        InputError: for a network that cannot be loaded or a folder without pictures, and whatever else loading raises.
+        UntestableError: without any folder of pictures.
+    """
+    from whylens.classifiers import load_classifier
+
+    for entry in world.plan.networks:
+        source, folder = split_network(entry)
+        world.pictures(world.plan.limit, folder)
+        load_classifier(source)
+
+
+def map_values(world: ClaimWorld, variants: Mapping[str, Mapping[str, Any]]) -> MapValues:
+    """Scores of FEI with several settings on each network's pictures; every score is kept as soon as it is known.
 
     Args:
         world: with pictures and networks.
-        what: name for the files.
         variants: settings of FEI by label.
 
     Raises:
         UntestableError: without pictures.
     """
+    import torch
+
     from whylens.classifiers import load_classifier
     from whylens.images import read_picture
 
-    pictures = [read_picture(path) for path in world.pictures(world.plan.limit)]
     values: MapValues = {}
-    for source in world.plan.networks:
+    for entry in world.plan.networks:
+        source, folder = split_network(entry)
         classifier = load_classifier(source)
-        rows = [_picture_values(world, what, variants, classifier, picture) for picture in pictures]
+        # Our own copy, so that it may take the layout in which convolutions are fastest.
+        classifier.module.to(memory_format=torch.channels_last)
+        rows: dict[str, list[dict[str, float]]] = {label: [] for label in variants}
+        for path in world.pictures(world.plan.limit, folder):
+            picture = read_picture(path)
+            for label, settings in variants.items():
+                rows[label].append(_picture_values(world, classifier, picture, settings))
         values[network_label(source)] = {
-            label: {measure: np.array([row[label][measure] for row in rows]) for measure in rows[0][label]}
-            for label in variants
+            label: {measure: np.array([row[measure] for row in own]) for measure in MEASURES}
+            for label, own in rows.items()
         }
     return values
 
 
 def _picture_values(
-    world: ClaimWorld, what: str, variants: Mapping[str, Mapping[str, Any]], classifier: Classifier, picture: Picture
-) -> dict[str, dict[str, float]]:
-    settings = canonical_json({label: dict(own) for label, own in variants.items()})
-    mark = content_hash("claims maps 1", classifier.fingerprint, picture.sha256, settings, str(world.plan.seed))
-    file = world.work / f"{what}--{mark[:24]}.json"
+    world: ClaimWorld, classifier: Classifier, picture: Picture, settings: Mapping[str, Any]
+) -> dict[str, float]:
+    method = _method(world, settings)
+    plain = canonical_json({name: value for name, value in method.settings.items() if name != "iterations"})
+    mark = content_hash(
+        "claims maps 2", classifier.fingerprint, picture.sha256, method.protocol, plain, str(world.plan.seed)
+    )
+    file = world.work / f"map--{mark[:24]}.json"
     try:
-        kept: dict[str, dict[str, float]] = json.loads(file.read_text(encoding="utf-8"))
-        if set(kept) == set(variants):
+        kept: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+        if set(kept) == set(MEASURES):
             return kept
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         # Not measured yet, or damaged.
         pass
-    found = {label: _scores(classifier, picture, own, world.plan.seed) for label, own in variants.items()}
+    found = _scores(classifier, picture, method, world.plan.seed)
     with atomic_file(file, overwrite=True) as temporary:
         temporary.write_text(json.dumps(found), encoding="utf-8")
     return found
 
 
-def _scores(classifier: Classifier, picture: Picture, settings: Mapping[str, Any], seed: int) -> dict[str, float]:
+def _method(world: ClaimWorld, settings: Mapping[str, Any]) -> FEI:
+    from whylens.maps import FEI
+
+    return FEI(precision=world.plan.precision, **settings)
+
+
+def _scores(classifier: Classifier, picture: Picture, method: FEI, seed: int) -> dict[str, float]:
     import torch
 
-    from whylens.maps import FEI
     from whylens.metrics import Curve, score_maps, stage_layers
     from whylens.metrics.activations import activation_protocol
     from whylens.metrics.curves import curve_protocol, step_pixels
@@ -89,7 +121,7 @@ def _scores(classifier: Classifier, picture: Picture, settings: Mapping[str, Any
     x = classifier.preprocess(picture)[None]
     with torch.no_grad():
         target = classifier.logits(x.to(classifier.device)).argmax(1)
-    (heat,) = FEI(**settings)(classifier, x, target, seed=seed)
+    (heat,) = method(classifier, x, target, seed=seed)
     curves = [Curve.named(f"{game}-{s}") for game in ("insertion", "deletion") for s in ("zero", "blur")]
     layers = stage_layers(classifier)
     (scored,) = score_maps(
@@ -116,17 +148,24 @@ def _scores(classifier: Classifier, picture: Picture, settings: Mapping[str, Any
 
 
 def _finding(
-    claim: Claim, world: ClaimWorld, effects: Sequence[Effect], unit: str, notes: tuple[str, ...] = ()
+    claim: Claim,
+    world: ClaimWorld,
+    effects: Sequence[Effect],
+    unit: str,
+    settings: Mapping[str, Any],
+    notes: tuple[str, ...] = (),
 ) -> Finding:
     outcome = verdict(effects)
+    labels = [network_label(split_network(entry)[0]) for entry in world.plan.networks]
+    counts = {label: max((e.pictures for e in effects if e.network == label), default=0) for label in labels}
     return Finding(
         claim.name,
         outcome,
         claim.meanings.get(outcome, ""),
-        f"fei/fast/passes={world.plan.passes}/insertion+deletion/zero+blur/relative-deviation@1",
+        f"{_method(world, settings).protocol}/{world.plan.precision}/insertion+deletion/zero+blur/relative-deviation@1",
         unit,
-        ", ".join(network_label(n) for n in world.plan.networks),
-        str(max((e.pictures for e in effects), default=0)),
+        ", ".join(labels),
+        ", ".join(f"{count} ({label})" for label, count in counts.items()),
         tuple(effects),
         notes,
     )
@@ -153,7 +192,7 @@ def measure_clipping(world: ClaimWorld) -> Finding:
     """FEI in every clipping mode."""
     steps = max(1, world.plan.passes // len(QUANTILE_SHARES))
     variants: dict[str, dict[str, Any]] = {mode: {"clipping": mode, "iterations": steps} for mode in MODES}
-    values, seed = map_values(world, "clipping", variants), world.plan.seed
+    values, seed = map_values(world, variants), world.plan.seed
     effects: list[Effect] = []
     for network, own in values.items():
         for mode in MODES:
@@ -172,7 +211,7 @@ def measure_clipping(world: ClaimWorld) -> Finding:
         for mode in MODES:
             for measure in (INSERTION, DELETION, DEVIATION):
                 effects.append(level(f"{measure}, {mode}", network, own[mode][measure], seed=seed, decides=False))
-    return _finding(CLIPPING, world, effects, "probability (areas), share (deviation)")
+    return _finding(CLIPPING, world, effects, "probability (areas), share (deviation)", variants[CLIPPED])
 
 
 QUANTILES = Claim(
@@ -196,7 +235,7 @@ def measure_quantiles(world: ClaimWorld) -> Finding:
         f"{count} masks": {"quantiles": shares, "iterations": world.plan.passes // count}
         for count, shares in ENSEMBLES.items()
     }
-    values, seed = map_values(world, "masks", variants), world.plan.seed
+    values, seed = map_values(world, variants), world.plan.seed
     effects: list[Effect] = []
     for network, own in values.items():
         one = own["1 masks"][BOTH]
@@ -208,7 +247,10 @@ def measure_quantiles(world: ClaimWorld) -> Finding:
             effects.append(
                 level(f"{BOTH}, {count} masks", network, own[f"{count} masks"][BOTH], seed=seed, decides=False)
             )
-    return _finding(QUANTILES, world, effects, "probability")
+    return _finding(QUANTILES, world, effects, "probability", variants["5 masks"])
 
 
-MAP_CLAIMS = (ClaimTest(CLIPPING, measure_clipping), ClaimTest(QUANTILES, measure_quantiles))
+MAP_CLAIMS = (
+    ClaimTest(CLIPPING, measure_clipping, check_networks),
+    ClaimTest(QUANTILES, measure_quantiles, check_networks),
+)

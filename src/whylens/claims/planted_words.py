@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,17 @@ import numpy as np
 
 from whylens.canonical import canonical_json, content_hash
 from whylens.claims.finding import HOLDS, NOT, PARTLY, UNTESTED, Claim, Effect, Finding, difference, level, verdict
+from whylens.claims.words_curves import (
+    BOTH,
+    CURVES,
+    SECOND_SCENES,
+    SHOWN,
+    RealAreas,
+    Variant,
+    planted_areas,
+    real_areas,
+)
 from whylens.claims.world import ClaimTest, ClaimWorld
-from whylens.registry import get_method
 from whylens.store import atomic_file
 
 if TYPE_CHECKING:
@@ -25,26 +33,20 @@ Scores = dict[str, dict[str, dict[str, Array]]]
 #: A correlation below this is too weak to stand in for the thing itself.
 PROXY_BAR = 0.5
 HITS = "hit@1"
+AREAS = f"words-insertion, words-deletion/SECOND ALIGNER/probability/k={SHOWN}@1"
+HIT_UNIT = "difference of the share right first (planted truth)"
+AREA_UNIT = f"difference of insertion less deletion (areas, first {SHOWN} phrases, second aligner)"
 PRESENT, ABSENT = "spearman present", "spearman absent"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A words method with settings, on a lens with or without a dictionary."""
-
-    method: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    dictionary: bool = False
 
 
 #: Everything the claims compare; measured together, because a classifier's features and lens serve them all.
 VARIANTS: Mapping[str, Variant] = {
     "text_to_concept, raw": Variant("text_to_concept", {"centred": False}),
     "text_to_concept, centred": Variant("text_to_concept"),
-    "texter, exemplar": Variant("texter", {"mode": "exemplar"}),
-    "texter, decode": Variant("texter", {"mode": "decode"}),
-    "texter, exemplar, dictionary": Variant("texter", {"mode": "exemplar"}, dictionary=True),
-    "texter, decode, dictionary": Variant("texter", {"mode": "decode"}, dictionary=True),
+    "texter, exemplar": Variant("texter", {"mode": "exemplar", "dictionary": False}),
+    "texter, decode": Variant("texter", {"mode": "decode", "dictionary": False}),
+    "texter, exemplar, dictionary": Variant("texter", {"mode": "exemplar", "dictionary": True}),
+    "texter, decode, dictionary": Variant("texter", {"mode": "decode", "dictionary": True}),
     "faithtrace": Variant("faithtrace"),
     "faithtrace, influence alone": Variant("faithtrace", {"weighting": "none"}),
     "faithtrace, adjoint": Variant("faithtrace", {"direction": "adjoint"}),
@@ -52,6 +54,7 @@ VARIANTS: Mapping[str, Variant] = {
 }
 TEXTER = ("texter, exemplar", "texter, decode")
 GLOBAL = ("text_to_concept, raw", "text_to_concept, centred")
+INFLUENCE_PARTS = ("faithtrace, influence alone", "faithtrace, adjoint", "faithtrace, unit direction")
 
 
 def planted_scores(world: ClaimWorld) -> Scores:
@@ -85,15 +88,14 @@ def _all_scores(world: ClaimWorld) -> Scores:
         stage: Stage | None = None
         for architecture, classifier in classifiers.items():
             network = f"{rule}-{architecture}"
-            mark = content_hash(
-                classifier.fingerprint, encoder.fingerprint, canonical_json({n: _plain(v) for n, v in VARIANTS.items()})
-            )
+            settings = canonical_json({label: variant.plain() for label, variant in VARIANTS.items()})
+            mark = content_hash("claims words 2", classifier.fingerprint, encoder.fingerprint, settings)
             file = world.work / f"words--{network}--{mark[:12]}.npz"
             kept = _load(file)
             if kept is None:
                 if stage is None:
                     stage = Stage(plan, rule, classifiers, encoder, world.cache, lambda: None)
-                kept = _score(stage, architecture)
+                kept = _score(world, stage, architecture)
                 with atomic_file(file, overwrite=True) as part, part.open("wb") as handle:
                     arrays: dict[str, Any] = {f"{v}|{s}": a for v, own in kept.items() for s, a in own.items()}
                     np.savez(handle, **arrays)
@@ -101,40 +103,32 @@ def _all_scores(world: ClaimWorld) -> Scores:
     return scores
 
 
-def _score(stage: Stage, architecture: str) -> dict[str, dict[str, Array]]:
+def _score(world: ClaimWorld, stage: Stage, architecture: str) -> dict[str, dict[str, Array]]:
     from whylens.planted.benchmark_lens import named_columns, with_dictionary
     from whylens.planted.benchmark_questions import MAIN
     from whylens.planted.scoring_words import score_words
 
     (asked,) = [a for a in stage.asked(architecture) if a.name == MAIN]
-    lens = stage.lens(architecture, "own")["all"]
     features, embeddings = stage.fit_pairs(architecture, "own")
-    learnt = with_dictionary(lens, features, embeddings)
+    lens = with_dictionary(stage.lens(architecture, "own")["all"], features, embeddings)
     names = named_columns(stage.banks["all"])
+    areas = planted_areas(world, stage, architecture, asked, VARIANTS, lens)
     return {
-        label: score_words(
-            _whole(stage, architecture, learnt if variant.dictionary else lens, asked, variant), asked.truth, names
-        )
+        label: score_words(_whole(stage, architecture, lens, asked, variant), asked.truth, names) | areas[label]
         for label, variant in VARIANTS.items()
     }
 
 
 def _whole(stage: Stage, architecture: str, lens: Lens, asked: Asked, variant: Variant) -> Any:
     """The order of the whole bank; the control and the choice of what is shown do not change it."""
-    from whylens.method_specs import MethodSpec
     from whylens.planted.scoring_words import WordsAnswer, whole_scores
 
-    spec = MethodSpec(variant.method, "words", get_method(variant.method).factory, dict(variant.settings))
-    changes = {"k": None} | ({"control": False} if spec.accepts("control") else {})
-    scores = whole_scores(stage.ask(spec.make(**changes), architecture, lens, asked), lens.bank.phrases)
+    found = stage.ask(variant.make(k=None, control=False), architecture, lens, asked)
+    scores = whole_scores(found, lens.bank.phrases)
     best = scores.argmax(axis=1)[:, None]
     shown = np.where(np.take_along_axis(scores, best, axis=1) > 0, best, -1)
     none = np.full((len(scores), 0), -1, np.int64)
     return WordsAnswer(shown, none, np.full(shown.shape, -1, np.int8), none.astype(np.int8), scores)
-
-
-def _plain(variant: Variant) -> dict[str, Any]:
-    return {"method": variant.method, "settings": dict(variant.settings), "dictionary": variant.dictionary}
 
 
 def _load(file: Path) -> dict[str, dict[str, Array]] | None:
@@ -149,7 +143,7 @@ def _load(file: Path) -> dict[str, dict[str, Array]] | None:
     except (OSError, ValueError, KeyError, EOFError):
         # Damaged: measured again.
         return None
-    return found if set(found) == set(VARIANTS) else None
+    return found if set(found) == set(VARIANTS) and all(set(CURVES) <= set(own) for own in found.values()) else None
 
 
 def _finding(
@@ -167,7 +161,7 @@ def _finding(
         claim.name,
         outcome,
         claim.meanings.get(outcome, ""),
-        f"planted/{HITS}/scenes={world.plan.scenes}/fit=own@1",
+        f"planted/{HITS}/scenes={world.plan.scenes}/fit=own@1` and `{AREAS}",
         unit,
         f"{len(scores)} planted classifiers",
         f"{world.plan.scenes} scenes each, those that the main question applies to",
@@ -183,13 +177,65 @@ def _pair(scores: Scores, first: str, second: str, seed: int, *, decides: bool, 
     ]
 
 
+def _area_pair(world: ClaimWorld, scores: Scores, first: str, second: str, *, decides: bool) -> list[Effect]:
+    """The same difference by the curves, on planted scenes and on real pictures."""
+    real = _real(world)
+    every = scores if isinstance(real, str) else {**scores, real.network: real.values}
+    return [
+        difference(
+            f"{first} − {second}",
+            network,
+            own[first][BOTH],
+            own[second][BOTH],
+            seed=world.plan.seed,
+            decides=decides,
+            measure=AREA_UNIT,
+        )
+        for network, own in every.items()
+        if first in own and second in own
+    ]
+
+
+def _real(world: ClaimWorld) -> RealAreas | str:
+    if "real words" not in world.shared:
+        world.shared["real words"] = real_areas(world, VARIANTS)
+    found: RealAreas | str = world.shared["real words"]
+    return found
+
+
+def _area_notes(world: ClaimWorld) -> tuple[str, ...]:
+    """Which second aligners judged the lists."""
+    real = _real(world)
+    count = min(world.plan.fit_scenes, SECOND_SCENES)
+    own = f"Second aligners of planted classifiers: the scene encoder on {count:,} scenes that their lenses never saw."
+    return (own, *((real,) if isinstance(real, str) else real.notes))
+
+
+def _agreement(effects: Sequence[Effect]) -> tuple[str, ...]:
+    """How many networks each deciding comparison has on its side, measure by measure."""
+    lines = []
+    for measure, name in (("", "planted truth"), (AREA_UNIT, "the curves")):
+        own = [e for e in effects if e.decides and e.measure == measure and e.low is not None]
+        parts = []
+        for comparison in dict.fromkeys(e.comparison for e in own):
+            lows = [e for e in own if e.comparison == comparison]
+            above = sum(e.low is not None and e.low > 0 for e in lows)
+            below = sum(e.high is not None and e.high < 0 for e in lows)
+            parts.append(f"{comparison}: above zero on {above} of {len(lows)} networks, below on {below}")
+        if parts:
+            lines.append(f"By {name}, {'; '.join(parts)}.")
+    return tuple(lines)
+
+
 CRITICAL = Claim(
     "decision-critical-features",
     "Words from decision-critical features are more faithful than words from global features",
     "TEXTER, arXiv 2512.07245",
-    "Share of planted scenes whose first phrase names the largest true cause: `texter` in each translation mode, with and "
-    "without a dictionary, less `text_to_concept`. It holds where `exemplar` (the default) beats `text_to_concept` both raw "
-    "and centred on every network, partly where it does on some; the other comparisons are shown.",
+    "Two measures. Planted truth: the share of scenes whose first phrase names the largest true cause. Curves: insertion less "
+    "deletion of the first five phrases in feature space, directions by a second aligner, on planted scenes and on real "
+    "pictures. `texter` in each translation mode, with and without a dictionary, less `text_to_concept`. It holds where "
+    "`exemplar` (the default) without a dictionary beats `text_to_concept` both raw and centred on every network by both measures, partly where it "
+    "does on some by either; the other comparisons are shown.",
     {
         HOLDS: "Prefer TEXTER to plain image-text matching of features.",
         PARTLY: "Which of the two is nearer to the causes depends on the network: try both on planted scenes like your data, "
@@ -210,16 +256,20 @@ def measure_critical(world: ClaimWorld) -> Finding:
         for other in GLOBAL
         for effect in _pair(scores, one, other, seed, decides=one == TEXTER[0])
     ]
-    return _finding(CRITICAL, world, scores, effects, "difference of the share right first")
+    for one in (*TEXTER, *(f"{mode}, dictionary" for mode in TEXTER)):
+        for other in GLOBAL:
+            effects += _area_pair(world, scores, one, other, decides=one == TEXTER[0])
+    notes = (*_agreement(effects), *_area_notes(world))
+    return _finding(CRITICAL, world, scores, effects, HIT_UNIT, notes=notes)
 
 
 DICTIONARY = Claim(
     "dictionary-helps",
     "A sparse dictionary makes the words more faithful, most of all for transformers",
     "TEXTER, arXiv 2512.07245",
-    "The same share with a dictionary (preset `default`, trained on the features that the lens was fitted on) less without, "
-    "in `exemplar` and `decode`. It holds where the gain lies above zero on every network in `exemplar` and the mean gain is "
-    "larger for `vit` than for `cnn`.",
+    "The same two measures with a dictionary (preset `default`, trained on the features that the lens was fitted on; on real "
+    "pictures the lens's own) less without, in `exemplar` and `decode`. It holds where in `exemplar` the gain lies above zero "
+    "on every network by both and the mean gain of planted truth is larger for `vit` than for `cnn`.",
     {
         HOLDS: "Train a dictionary before asking TEXTER, above all for a transformer.",
         PARTLY: "A dictionary helps on some networks only; measure before relying on it.",
@@ -235,9 +285,13 @@ def measure_dictionary(world: ClaimWorld) -> Finding:
     effects: list[Effect] = []
     for mode in TEXTER:
         effects += _pair(scores, f"{mode}, dictionary", mode, world.plan.seed, decides=mode == TEXTER[0])
+    for mode in TEXTER:
+        effects += _area_pair(world, scores, f"{mode}, dictionary", mode, decides=mode == TEXTER[0])
     gains = {
         architecture: [
-            e.mean for e in effects if e.decides and e.mean is not None and e.network.endswith(f"-{architecture}")
+            e.mean
+            for e in effects
+            if not e.measure and e.decides and e.mean is not None and e.network.endswith(f"-{architecture}")
         ]
         for architecture in ("cnn", "vit")
     }
@@ -246,7 +300,8 @@ def measure_dictionary(world: ClaimWorld) -> Finding:
         for architecture, values in gains.items()
         if values
     )
-    finding = _finding(DICTIONARY, world, scores, effects, "gain of the share right first", notes=notes)
+    notes += (*_agreement(effects), *_area_notes(world))
+    finding = _finding(DICTIONARY, world, scores, effects, HIT_UNIT, notes=notes)
     if finding.verdict == HOLDS and gains["cnn"] and gains["vit"] and np.mean(gains["vit"]) <= np.mean(gains["cnn"]):
         return Finding(**{**finding.__dict__, "verdict": PARTLY, "meaning": DICTIONARY.meanings[PARTLY]})
     return finding
@@ -256,8 +311,8 @@ INFLUENCE = Claim(
     "influence-beats-both",
     "The influence score is more faithful than TEXTER and Text-To-Concept",
     "FaithTrace, arXiv 2605.16877",
-    "The same share: `faithtrace` less each of the others. It holds where the default beats all of them on every network; "
-    "its directions and the influence without presence stand apart.",
+    "The same two measures: `faithtrace` less each of the others. It holds where the default beats all of them on every "
+    "network by both; its directions and the influence without presence stand apart.",
     {
         HOLDS: "Take `faithtrace` as the words method.",
         PARTLY: "`faithtrace` is the best choice on most networks; where another one wins the table says which.",
@@ -271,9 +326,13 @@ def measure_influence(world: ClaimWorld) -> Finding:
     """FaithTrace against TEXTER and Text-To-Concept, and its own parts against each other."""
     scores, seed = planted_scores(world), world.plan.seed
     effects = [e for other in (*TEXTER, *GLOBAL) for e in _pair(scores, "faithtrace", other, seed, decides=True)]
-    for part in ("faithtrace, influence alone", "faithtrace, adjoint", "faithtrace, unit direction"):
+    for part in INFLUENCE_PARTS:
         effects += _pair(scores, "faithtrace", part, seed, decides=False)
-    return _finding(INFLUENCE, world, scores, effects, "difference of the share right first")
+    for other in (*TEXTER, *GLOBAL):
+        effects += _area_pair(world, scores, "faithtrace", other, decides=True)
+    for part in INFLUENCE_PARTS:
+        effects += _area_pair(world, scores, "faithtrace", part, decides=False)
+    return _finding(INFLUENCE, world, scores, effects, HIT_UNIT, notes=(*_agreement(effects), *_area_notes(world)))
 
 
 PROXY = Claim(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whylens.claims.concepts import CONCEPT_CLAIMS
+from whylens.claims.figure import draw_clipping
 from whylens.claims.finding import UNTESTED, Finding
-from whylens.claims.maps import MAP_CLAIMS
+from whylens.claims.maps import CLIPPING, MAP_CLAIMS
 from whylens.claims.page import claims_page
 from whylens.claims.planted_words import WORDS_CLAIMS
+from whylens.claims.purity import PURITY_CLAIMS
 from whylens.claims.world import ClaimPlan, ClaimTest, ClaimWorld, UntestableError
 from whylens.errors import StoreError, unknown_name
 from whylens.planted.benchmark_cache import default_cache
@@ -24,9 +27,13 @@ if TYPE_CHECKING:
     from whylens.planted.benchmark import Organisms
 
 RUN, ROWS, WORK, RESULTS, PAGE = "run.json", "rows", "work", "claims.json", "claims.md"
-OWN = {RUN, ROWS, WORK, RESULTS, PAGE}
+IMAGES, FIGURE = "images", "claims-clipping.svg"
+OWN = {RUN, ROWS, WORK, RESULTS, PAGE, IMAGES}
 FORMAT = "whylens claims 1"
-TESTS: dict[str, ClaimTest] = {test.claim.name: test for test in (*WORDS_CLAIMS, *MAP_CLAIMS, *CONCEPT_CLAIMS)}
+TESTS: dict[str, ClaimTest] = {
+    test.claim.name: test
+    for test in (*WORDS_CLAIMS, *MAP_CLAIMS, CONCEPT_CLAIMS[0], *PURITY_CLAIMS, *CONCEPT_CLAIMS[1:])
+}
 CLAIMS = {name: test.claim for name, test in TESTS.items()}
 Progress = Callable[[int, int], None]
 
@@ -50,7 +57,7 @@ def run_claims(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ClaimsRun:
-    """Test claims and write ``claims.json`` and ``claims.md``.
+    """Test claims and write ``claims.json``, ``claims.md`` and, where matplotlib is there, the figure of clipping.
 
     Args:
         plan: how much is measured.
@@ -80,6 +87,7 @@ def run_claims(
 
         organisms = shipped
     world = ClaimWorld(plan, out / WORK, default_cache() if cache is None else cache, organisms)
+    _check(world, [name for name in chosen if _read(out / ROWS / f"{name}.json") is None])
     computed = 0
     for done, name in enumerate(chosen):
         if progress is not None:
@@ -94,9 +102,28 @@ def run_claims(
     findings = tuple(Finding.from_dict(values) for values in stored if values is not None)
     results = {"format": FORMAT, "plan": plan.to_dict(), "findings": [finding.to_dict() for finding in findings]}
     _write(out / RESULTS, results)
+    figures = _figures(findings, out / IMAGES)
     with atomic_file(out / PAGE, overwrite=True) as temporary:
-        temporary.write_text(claims_page(findings, CLAIMS, plan), encoding="utf-8")
-    return ClaimsRun(findings, computed, (out / RESULTS, out / PAGE))
+        temporary.write_text(claims_page(findings, CLAIMS, plan, figures=figures), encoding="utf-8")
+    drawn = tuple(out / place for place in figures.values())
+    return ClaimsRun(findings, computed, (out / RESULTS, out / PAGE, *drawn))
+
+
+def _figures(findings: Sequence[Finding], folder: Path) -> dict[str, str]:
+    """Draw the figures of the findings that have one; places beside the page by claim."""
+    drawn = {}
+    for finding in findings:
+        if finding.claim == CLIPPING.name and draw_clipping(finding, folder / FIGURE):
+            drawn[finding.claim] = f"{IMAGES}/{FIGURE}"
+    return drawn
+
+
+def _check(world: ClaimWorld, names: Sequence[str]) -> None:
+    """Every check once; what cannot be tested is told by the claim itself."""
+    for check in dict.fromkeys(TESTS[name].check for name in names):
+        if check is not None:
+            with contextlib.suppress(UntestableError):
+                check(world)
 
 
 def _measure(test: ClaimTest, world: ClaimWorld) -> Finding:

@@ -97,12 +97,28 @@ def claims(
     limit: Annotated[int, typer.Option(help="At most so many of these pictures for the claims about maps.")] = 50,
     concept_limit: Annotated[int, typer.Option(help="At most so many for the claims about concepts.")] = 400,
     networks: Annotated[
-        str, typer.Option(help="Classifier sources joined by commas, for the claims about maps.")
+        str,
+        typer.Option(
+            help="Classifier sources joined by commas, for the claims about maps; SOURCE=FOLDER gives one pictures of its own."
+        ),
     ] = "builtin:tiny-imagenet",
+    words_limit: Annotated[
+        int, typer.Option(help="At most so many for the claims about words; the others fit their second aligner.")
+    ] = 120,
+    words_lens: Annotated[
+        str, typer.Option(help="Lens for the claims about words on these pictures.")
+    ] = "tiny-imagenet",
     lens: Annotated[
         str, typer.Option(help="Lens with dictionaries, for the claims about concepts.")
     ] = "tiny-imagenet-bcos",
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="CSV (file,class) of these pictures' true classes, for what a dictionary costs in accuracy."),
+    ] = None,
     passes: Annotated[int, typer.Option(help="Network passes that a map of these claims may spend.")] = 90,
+    precision: Annotated[
+        str, typer.Option(help="Of these passes: float32, or bfloat16, which many processors run faster.")
+    ] = "float32",
     rules: Annotated[str | None, typer.Option(help="Planted rules joined by commas; all by default.")] = None,
     architectures: Annotated[
         str | None, typer.Option(help="Architectures of planted classifiers; all that there are by default.")
@@ -128,7 +144,11 @@ def claims(
         concept_limit=concept_limit,
         networks=_items(networks) or (),
         lens=lens,
+        labels=labels,
         passes=passes,
+        precision=precision,
+        words_limit=words_limit,
+        words_lens=words_lens,
         seed=seed,
     )
     with progress_bar("Claims") as progress:
