@@ -291,8 +291,77 @@ class UnitPicture(Plain):
 
 
 @dataclass(frozen=True)
+class FlowNode(Plain):
+    """A concept at a layer, the sum of the other ones, a remainder, or the picture.
+
+    Attributes:
+        layer: name of the layer, ``"picture"`` before the first; latent: its index, None for what is no single concept;
+            name: for the reader.
+        value: its share of the explained logit, in logit units.
+    """
+
+    layer: str
+    latent: int | None
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class FlowEdge(Plain):
+    """How much of a later node's value comes from an earlier one: numbers of the nodes in ``Flow.nodes``."""
+
+    start: int
+    end: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Flow(Plain):
+    """A conserved graph of one picture: picture, early concepts, late concepts, logit.
+
+    Attributes:
+        target: explained class; contrast: class it is explained against, or None.
+        total: the logit, without its bias, or the difference of two.
+        nodes: from the picture to the last layer, whose values add up to the total; edges: between neighbouring layers.
+    """
+
+    target: int
+    contrast: int | None
+    total: float
+    nodes: tuple[FlowNode, ...]
+    edges: tuple[FlowEdge, ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """``"picture"`` and the names of the layers, early first."""
+        return tuple(dict.fromkeys(node.layer for node in self.nodes))
+
+    @property
+    def gap(self) -> float:
+        """The largest breach of conservation over the sum of the sizes involved: of the last layer's nodes against the
+        total, and of what enters any node against its value.
+        """
+        last = [n.value for n in self.nodes if n.layer == self.layers[-1]]
+        gaps = [_open(self.total, last)]
+        entered = {edge.end for edge in self.edges}
+        for number, node in enumerate(self.nodes):
+            if number in entered:
+                gaps.append(_open(node.value, [e.value for e in self.edges if e.end == number]))
+        return max(gaps)
+
+
+def _open(value: float, parts: Sequence[float]) -> float:
+    sizes = math.fsum(abs(p) for p in parts)
+    missing = abs(value - math.fsum(parts))
+    return missing / sizes if sizes else missing
+
+
+@dataclass(frozen=True)
 class Trace(Plain):
-    """A concept trace: contributions that add up to a logit together with the named remainders."""
+    """A concept trace: contributions that add up to a logit together with the named remainders.
+
+    ``flow``: the same logit through several layers, where the method was asked for it.
+    """
 
     method: str
     protocol: str
@@ -305,6 +374,7 @@ class Trace(Plain):
     passes: float = 0.0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    flow: Flow | None = None
 
 
 @dataclass(frozen=True)
@@ -352,6 +422,8 @@ class Explanation(Plain):
             contribution, in logit units; what no pixel has a part in is left out.
         unit_pictures: by trace or words method and unit index, the pictures that activate the unit most, strongest first,
             where the lens has some. They illustrate the page and are no part of the result: they stay out of ``to_dict``.
+        unit_visuals: by words method and unit index, a picture that was optimised to activate the unit, where that was
+            asked for; likewise.
         picture: uint8 (H, W, 3), what the classifier saw; it stays out of ``to_dict``.
     """
 
@@ -370,6 +442,7 @@ class Explanation(Plain):
     phrase_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     concept_maps: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
     unit_pictures: Mapping[str, Mapping[str, tuple[UnitPicture, ...]]] = field(default_factory=dict, repr=False)
+    unit_visuals: Mapping[str, Mapping[str, UnitPicture]] = field(default_factory=dict, repr=False)
 
     @property
     def words(self) -> Words:

@@ -5,7 +5,7 @@ import torch
 from trace_worlds import bcos, everything, in_double, pictures, traced
 
 from whylens.errors import InputError
-from whylens.traces import HeldNetwork, concept_flow, concept_shares_of, find_places
+from whylens.traces import Fact, HeldNetwork, concept_flow, concept_map, concept_shares_of, find_places, gradient_at
 
 CASES = {
     "bcos": (lambda: bcos("small resnet"), ("stages.0", None), "bcos"),
@@ -57,7 +57,8 @@ def test_the_flow_graph_is_conserved(case, mode):
     for contrast in (None, 1):
         flow = concept_flow(lens, pictures(1)[0], target=0, contrast=contrast, k=3, mode=mode, hold=hold)
         assert flow.gap < 1e-9
-        assert len(flow.layers) == 2
+        assert len(flow.layers) == 3
+        assert flow.layers[0] == "picture"
         named = [n for n in flow.nodes if n.latent is not None]
         assert 0 < len(named) <= 6
         if mode == "residual" and hold == "gates":
@@ -65,15 +66,35 @@ def test_the_flow_graph_is_conserved(case, mode):
             expected = logits[0] - (logits[1] if contrast else 0)
             assert flow.total == pytest.approx(float(expected), abs=1e-9)
     # What the first layer says together with all constants is the whole.
-    first = [n.value for n in flow.nodes if n.layer == flow.layers[0]]
-    last = [n.value for n in flow.nodes if n.layer == flow.layers[1] and n.name == "constants"]
-    assert sum(first) + sum(last) == pytest.approx(flow.total, abs=1e-9)
+    for start in range(3):
+        here = [n.value for n in flow.nodes if n.layer == flow.layers[start]]
+        later = [n.value for n in flow.nodes if n.layer in flow.layers[start + 1 :] and n.name == "constants"]
+        assert sum(here) + sum(later) == pytest.approx(flow.total, abs=1e-9)
+
+
+def test_what_enters_the_first_layer_is_its_pixel_maps():
+    classifier = bcos()
+    lens = traced(classifier, "stages.0", None)
+    x = pictures(1)
+    flow = concept_flow(lens, x[0], target=0, k=3, mode="replace", hold="bcos")
+    held = HeldNetwork(classifier, x, find_places(classifier, lens.dictionaries), mode="replace", hold="bcos")
+    gradient = gradient_at(held, 0, torch.nn.functional.one_hot(torch.tensor([0]), held.logits.shape[1]))
+    (pixels,) = [i for i, n in enumerate(flow.nodes) if n.name == "pixels"]
+    checked = 0
+    for number, node in enumerate(flow.nodes):
+        if node.layer == "stages.0" and node.latent is not None:
+            (own,) = [e.value for e in flow.edges if (e.start, e.end) == (pixels, number)]
+            drawn = concept_map(held, node.latent, gradient=gradient)
+            assert own == pytest.approx(float(drawn.map.sum()), abs=1e-10)
+            assert node.value == pytest.approx(float(drawn.value), abs=1e-10)
+            checked += 1
+    assert checked == 3
 
 
 def test_three_layers():
     classifier = bcos()
     flow = concept_flow(classifier_lens(classifier), pictures(1)[0], ["stem", "stages.0", "features"], k=2, hold="bcos")
-    assert len(flow.layers) == 3
+    assert len(flow.layers) == 4
     assert flow.gap < 1e-9
 
 
@@ -91,3 +112,23 @@ def test_what_a_flow_cannot_be_of():
         concept_flow(lens, pictures(1)[0], ["stem", "stages.0"], k=0, hold="bcos")
     with pytest.raises(InputError, match="once"):
         concept_flow(lens, pictures(1)[0], ["stem", "stem"], hold="bcos")
+
+
+def test_a_trace_carries_the_flow_of_its_own_question():
+    classifier = bcos()
+    lens = traced(classifier, "stages.0", None)
+    x = pictures(2)
+    plain = Fact()(lens, x, torch.tensor([0, 1]))
+    found = Fact(flow="dictionaries")(lens, x, torch.tensor([0, 1]))
+    for one, other, picture, target in zip(plain, found, x, (0, 1), strict=True):
+        assert one.flow is None
+        assert other.contributions == one.contributions
+        assert other.flow == concept_flow(lens, picture, target=target, k=5, mode="residual", hold="bcos")
+        # The trace's total has the logit bias, which no layer has a part in.
+        assert other.flow.total + other.remainders.get("logit bias", 0.0) == pytest.approx(other.total, abs=1e-9)
+        assert other.passes > one.passes
+    (named,) = Fact(flow="stem, stages.0", mode="replace")(lens, x[:1], contrasts=None)
+    assert named.flow.layers == ("picture", "stem", "stages.0")
+    for wrong, message in ((" , ", "flow must"), (3, "flow must"), ("stem", "at least two"), ("stem,no", "layer")):
+        with pytest.raises(InputError, match=message):
+            Fact(flow=wrong)(lens, x[:1])

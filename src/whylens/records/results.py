@@ -20,7 +20,7 @@ METHOD_KINDS = ("results", "maps", "traces")
 _NOT_OF_METHOD = frozenset({"seconds", "passes", "settings"})
 # Parts that came later: without content they are left out, so that results recorded before them stay equal.
 _LATER = frozenset({"curves", "phrase_maps", "concept_maps"})
-_LATER_OF_METHOD = frozenset({"units"})
+_LATER_OF_METHOD = frozenset({"units", "flow"})
 ARRAY_PARTS = (*METHOD_KINDS, "phrase_maps", "concept_maps", "picture")
 # Costs and names (provenance), what the record keeps elsewhere, and what is made from the rest of the file.
 _NOT_RESULT = frozenset({"provenance", "picture", "schema_version", "record", "record_id", "hashes"})

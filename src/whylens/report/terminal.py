@@ -11,6 +11,7 @@ from rich.text import Text
 
 from whylens.report import maps, numbers, traces, view
 from whylens.report import sentences as answers
+from whylens.report.flow import flow_lines
 from whylens.report.sentences import Sentence, Verdict
 from whylens.report.traces import TraceTable
 from whylens.report.units import UnitTable, unit_table
@@ -239,6 +240,12 @@ def _trace(trace: TraceTable, width: int) -> Text:
         text.append(f"\n{short.ljust(longest)}  {value.rjust(wide)}  ", style="dim" if style == "dim" else "")
         text.append(_bar(bar, 12) if bar is not None and width >= TINY else "", style=style)
     text.append(f"\n{'sum'.ljust(longest)}  {trace.total.rjust(wide)}", style="bold")
+    if trace.trace.flow is not None:
+        flow = trace.trace.flow
+        layers = " → ".join(numbers.printable(layer) for layer in flow.layers)
+        text.append(f"\nLargest flows, {layers} → logit", style="bold")
+        for line in flow_lines(flow):
+            text.append(f"\n{line}")
     return text
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from whylens.report import figures, maps, numbers, peeks
+from whylens.report.flow import FlowFigure, flow_figure
 from whylens.report.view import Bar, diverging, largest
 from whylens.types import Explanation, Trace
 
@@ -63,6 +64,7 @@ class TraceTable:
         listed: the sum of all parts; total: what they add up to.
         figures: a card for each of the strongest concepts that has a pixel map or top pictures; pictured: whether any
             has pictures; hint: how to get some where none has.
+        flow: the drawing of the flow through several layers, where there is one.
     """
 
     name: str
@@ -80,6 +82,7 @@ class TraceTable:
     figures: tuple[ConceptFigure, ...]
     pictured: bool
     hint: str
+    flow: FlowFigure | None
 
 
 def trace_tables(explanation: Explanation) -> tuple[TraceTable, ...]:
@@ -144,6 +147,9 @@ def _table(explanation: Explanation, name: str, trace: Trace, anchor: str) -> Tr
         ),
         pictured=bool(pictured),
         hint=peeks.hint(explanation, name) if every else "",
+        flow=None
+        if trace.flow is None
+        else flow_figure(trace.flow, maps.about(explanation, trace.target, trace.contrast)),
     )
 
 

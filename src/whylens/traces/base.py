@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -21,7 +21,8 @@ from whylens.traces.pixels import ConceptMap, concept_map
 from whylens.types import Contribution, Trace
 
 BATCH = 8
-FEATURES = "features"
+FEATURES, DICTIONARIES = "features", "dictionaries"
+FLOW_CONCEPTS = 5
 LOGIT_BIAS, OTHERS, OPEN = "logit bias", "other concepts", "not linear when held"
 
 
@@ -69,6 +70,9 @@ class TraceMethod(ABC):
             classifier's own, and its share is the remainder ``"reconstruction error"``. ``"replace"``: the network sees
             the reconstruction alone, so that concepts explain everything, of a logit that is slightly another.
         k: list so many of the strongest concepts, the others in one sum; None: every concept that is active.
+        flow: also follow the logit through several layers, see :func:`whylens.traces.concept_flow`: names of two layers
+            or more joined by commas, early first, or ``"dictionaries"`` for all layers of the lens that have one; None:
+            no flow. Each layer shows its five strongest concepts.
 
     Attributes:
         name: registered name; hold: how the network is made linear.
@@ -77,10 +81,13 @@ class TraceMethod(ABC):
     name: ClassVar[str]
     hold: ClassVar[str]
 
-    def __init__(self, *, layer: str | None = None, mode: str = "residual", k: int | None = None) -> None:
+    def __init__(
+        self, *, layer: str | None = None, mode: str = "residual", k: int | None = None, flow: str | None = None
+    ) -> None:
         self.layer = layer
         self.mode = mode
         self.k = k
+        self.flow = flow
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,6 +112,13 @@ class TraceMethod(ABC):
             raise unknown_name("mode", self.mode, MODES)
         if self.k is not None and (isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1):
             raise InputError(f"{self.name}: k must be a whole number of at least 1, or None for all; it is {self.k!r}.")
+        if self.flow is not None and (not isinstance(self.flow, str) or not self._flow_layers()):
+            raise InputError(
+                f"{self.name}: flow must name layers joined by commas, or be {DICTIONARIES!r} or None; it is {self.flow!r}."
+            )
+
+    def _flow_layers(self) -> list[str]:
+        return [name.strip() for name in (self.flow or "").split(",") if name.strip()]
 
     def __call__(
         self,
@@ -134,7 +148,8 @@ class TraceMethod(ABC):
             InputError: for settings, classes, shapes or values that cannot be used, or a dictionary of another network.
             ModelError: when the network cannot be held by this method.
 
-        Cost: one forward and backward pass in double precision; ``frozen_gate`` and ``"replace"`` another forward.
+        Cost: one forward and backward pass in double precision; ``frozen_gate`` and ``"replace"`` another forward. A flow
+        takes another such pass and some ten backward passes between neighbouring layers.
         """
         self.validate()
         check_pictures(images)
@@ -162,7 +177,30 @@ class TraceMethod(ABC):
                 None if targets is None else torch.as_tensor(targets)[part],
                 None if contrasts is None else torch.as_tensor(contrasts)[part],
             )
-        return traces
+        if self.flow is None:
+            return traces
+        return [self._with_flow(lens, trace, picture) for trace, picture in zip(traces, images, strict=True)]
+
+    def _with_flow(self, lens: LensLike, trace: Trace, picture: Tensor) -> Trace:
+        from whylens.traces.flow import PICTURE, concept_flow
+
+        started = time.perf_counter()
+        names = self._flow_layers()
+        flow = concept_flow(
+            lens,
+            picture,
+            None if names == [DICTIONARIES] else names,
+            target=trace.target,
+            contrast=trace.contrast,
+            k=FLOW_CONCEPTS,
+            mode=self.mode,
+            hold=self.hold,
+        )
+        # A held pass, and about half a pass for every node that is pulled back and every layer as a whole.
+        pulled = sum(node.layer != PICTURE for node in flow.nodes)
+        passes = (0.5 if self.hold == "bcos" else 1.0) + 0.5 * (pulled + len(flow.layers) - 1)
+        seconds = time.perf_counter() - started
+        return replace(trace, flow=flow, passes=trace.passes + passes, seconds=trace.seconds + seconds)
 
     def concept_maps(
         self,

@@ -22,6 +22,7 @@ class Fact(TraceMethod):
         layer: see :class:`TraceMethod`.
         mode: ``"residual"`` or ``"replace"``.
         k: list so many concepts; None: all active ones.
+        flow: layers to follow the logit through; None: no flow.
 
     Raises:
         ModelError: for a network without B-cos layers; ``frozen_gate`` traces those.

@@ -2,7 +2,7 @@
 
 Two layers or more are cut in one held pass. What a late concept adds to the logit is pulled back to the layer before,
 where it is the sum of shares of the concepts there, of what their dictionary misses, and of constants (FaCT,
-arXiv 2510.25512, appendix H.3; the remainders are ours).
+arXiv 2510.25512, appendix H.3; the remainders are ours); what enters the first layer comes from the pixels and constants.
 """
 
 from __future__ import annotations
@@ -19,68 +19,12 @@ from whylens.errors import InputError
 from whylens.traces.base import LensLike, asked, chosen_layer
 from whylens.traces.held import HeldNetwork, Stage, find_places
 from whylens.traces.pixels import concept_cotangent
-from whylens.types import Plain
+from whylens.types import Flow
+from whylens.types import FlowEdge as Edge
+from whylens.types import FlowNode as Node
 
 OTHERS, ERROR, CONSTANTS = "other concepts", "not in the dictionary", "constants"
-LOGIT = "logit"
-
-
-@dataclass(frozen=True)
-class Node(Plain):
-    """A concept at a layer, the sum of the other ones, or a remainder.
-
-    Attributes:
-        layer: name of the layer; latent: its index, None for a sum or a remainder; name: for the reader.
-        value: its share of the explained logit, in logit units.
-    """
-
-    layer: str
-    latent: int | None
-    name: str
-    value: float
-
-
-@dataclass(frozen=True)
-class Edge(Plain):
-    """How much of a later node's value comes from an earlier one: numbers of the nodes in ``Flow.nodes``."""
-
-    start: int
-    end: int
-    value: float
-
-
-@dataclass(frozen=True)
-class Flow(Plain):
-    """A conserved graph of one picture.
-
-    Attributes:
-        target: explained class; contrast: class it is explained against, or None.
-        total: the logit, without its bias, or the difference of two.
-        nodes: from the first layer to the last; edges: between neighbouring layers.
-    """
-
-    target: int
-    contrast: int | None
-    total: float
-    nodes: tuple[Node, ...]
-    edges: tuple[Edge, ...]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers, early first."""
-        return tuple(dict.fromkeys(node.layer for node in self.nodes))
-
-    @property
-    def gap(self) -> float:
-        """The largest breach of conservation over the sum of the sizes involved: of the last layer's nodes against the
-        total, and of what enters any node against its value.
-        """
-        last = [n.value for n in self.nodes if n.layer == self.layers[-1]]
-        gaps = [_open(self.total, last)]
-        for number, node in enumerate(self.nodes):
-            if node.layer != self.layers[0] and node.name != CONSTANTS:
-                gaps.append(_open(node.value, [e.value for e in self.edges if e.end == number]))
-        return max(gaps)
+PICTURE, PIXELS = "picture", "pixels"
 
 
 def concept_flow(
@@ -110,7 +54,7 @@ def concept_flow(
         InputError: fewer than two layers, or classes, layers and settings that cannot be used.
         ModelError: as :class:`HeldNetwork`.
 
-    Cost: one held pass, and k + 2 backward passes between each two layers.
+    Cost: one held pass, and k + 2 backward passes between each two layers and below the first.
     """
     wanted: list[Dictionary | str | None] = list(lens.dictionaries)
     if layers is not None:
@@ -156,7 +100,9 @@ def concept_flow(
             fixed += value
         nodes[lost_number] = Node(lost.layer, None, CONSTANTS, fixed)
         first, above = [*numbers], below
-    order = {layer: i for i, layer in enumerate(place.name for place in held.places)}
+    nodes += [Node(PICTURE, None, PIXELS, 0.0), Node(PICTURE, None, CONSTANTS, 0.0)]
+    edges += _from_pixels(held, nodes, first, above)
+    order = {PICTURE: -1} | {layer: i for i, layer in enumerate(place.name for place in held.places)}
     turned = sorted(range(len(nodes)), key=lambda i: (order[nodes[i].layer], i))
     number_of = {old: new for new, old in enumerate(turned)}
     return Flow(
@@ -166,6 +112,23 @@ def concept_flow(
         nodes=tuple(nodes[i] for i in turned),
         edges=tuple(Edge(number_of[e.start], number_of[e.end], e.value) for e in edges),
     )
+
+
+def _from_pixels(held: HeldNetwork, nodes: list[Node], numbers: Sequence[int], parts: Sequence[_Part]) -> list[Edge]:
+    """Edges from the last two nodes, pixels and constants, to those of the first layer; sets the values of the two."""
+    pixels, constants = len(nodes) - 2, len(nodes) - 1
+    edges = []
+    for number, part in zip(numbers, parts, strict=True):
+        fixed = part.constant
+        if part.cotangent is not None:
+            found = held.pull(0, part.cotangent)
+            edges.append(Edge(pixels, number, float((found.gradient * held.encoded.detach()).sum())))
+            fixed += float(sum(found.constants.values(), torch.zeros(1, device=found.value.device)))
+        edges.append(Edge(constants, number, fixed))
+    for number in (pixels, constants):
+        value = math.fsum(e.value for e in edges if e.start == number)
+        nodes[number] = Node(PICTURE, None, nodes[number].name, value)
+    return edges
 
 
 def concept_shares_of(held: HeldNetwork, stage: int, concept: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -254,9 +217,3 @@ def _shares(stage: Stage, gradient: Tensor, parts: Sequence[_Part]) -> list[floa
         else:
             values.append(float(sum(remainders.values(), torch.zeros_like(row[:1]))[0]))
     return values
-
-
-def _open(value: float, parts: Sequence[float]) -> float:
-    sizes = math.fsum(abs(p) for p in parts)
-    missing = abs(value - math.fsum(parts))
-    return missing / sizes if sizes else missing

@@ -21,6 +21,7 @@ class FrozenGate(TraceMethod):
         layer: see :class:`TraceMethod`.
         mode: ``"residual"`` or ``"replace"``.
         k: list so many concepts; None: all active ones.
+        flow: layers to follow the logit through; None: no flow.
 
     Cost: two forward passes and one backward pass in double precision.
     """

@@ -92,6 +92,20 @@
       });
     });
 
+    // The bands of the bar that is pointed at stand out.
+    document.querySelectorAll(".flow .node").forEach(function (node) {
+      var drawing = node.closest(".flow"), number = node.getAttribute("data-node");
+      function light(on) {
+        drawing.classList.toggle("lighting", on);
+        drawing.querySelectorAll("path").forEach(function (path) {
+          var own = path.getAttribute("data-start") === number || path.getAttribute("data-end") === number;
+          path.classList.toggle("lit", on && own);
+        });
+      }
+      node.addEventListener("pointerenter", function () { light(true); });
+      node.addEventListener("pointerleave", function () { light(false); });
+    });
+
     var closed = [];
     addEventListener("beforeprint", function () {
       closed = Array.prototype.slice.call(document.querySelectorAll("details:not([open])"));
