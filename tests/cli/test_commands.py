@@ -106,6 +106,21 @@ def test_a_folder_gets_a_report_and_goes_on(
     assert run("explain", folder, "--out", out, "--seed", 1, "--overwrite")[0] == 3
 
 
+def test_methods_take_settings_in_braces(run, toy: Lens, pictures: list[Path], tmp_path: Path) -> None:
+    method = "text_to_concept{k=3},faithtrace{control=False,k=2}"
+    code, _, err = run("explain", pictures[0], "--method", method, "--out", tmp_path / "why.json")
+    assert code == 0, err
+    results = json.loads((tmp_path / "why.json").read_text())["record"]["methods"]["results"]
+    assert results["text_to_concept"]["settings"]["k"] == 3
+    assert results["faithtrace"]["settings"]["control"] is False
+    out = tmp_path / "report"
+    assert run("explain", *pictures[:2], "--method", method, "--out", out)[0] == 0
+    assert "2 from an earlier run" in run("explain", *pictures[:2], "--method", method, "--out", out)[1]
+    code, _, err = run("explain", *pictures[:2], "--method", method.replace("k=3", "k=4"), "--out", out)
+    assert code == 2
+    assert "another run" in err
+
+
 def test_many_pictures_need_a_folder(run, toy: Lens, pictures: list[Path], tmp_path: Path) -> None:
     code, _, err = run("explain", pictures[0], pictures[1], "--out", tmp_path / "x.html")
     assert code == 2
@@ -128,6 +143,11 @@ def test_many_pictures_without_out_are_one_line_each(run, toy: Lens, pictures: l
     [
         (["explain", "nowhere.jpg"], "nowhere.jpg"),
         (["explain", "PICTURE", "--method", "faithtrac"], "faithtrace"),
+        (["explain", "PICTURE", "--method", "faithtrace{drws=100}"], "Did you mean 'draws'"),
+        (["explain", "PICTURE", "--method", "faithtrace{draws=many}"], "takes a whole number"),
+        (["explain", "PICTURE", "--method", "faithtrace,faithtrace{k=3}"], "holds each method once"),
+        (["explain", "PICTURE", "--method", ","], "No method is named"),
+        (["explain", "PICTURE", "--visualise", "3"], "Ask for 'texter'"),
         (["explain", "PICTURE", "--target", "catt"], "'cat'"),
         (["explain", "PICTURE", "--out", "why.pdf"], ".pdf"),
         (["banks", "everydy"], "everyday"),

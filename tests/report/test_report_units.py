@@ -6,13 +6,15 @@ import dataclasses
 import io
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from whylens.report.html import render_html
 from whylens.report.terminal import TerminalView
 from whylens.report.units import unit_table
-from whylens.types import DecidingUnit
+from whylens.types import DecidingUnit, UnitPicture
 
 
 @pytest.fixture
@@ -87,3 +89,42 @@ def test_the_terminal_names_them_in_a_line_a_side(explanation) -> None:
         assert "striped <fur> +1.50" in said
         assert "a long neck −0.50" in said
         assert max(map(len, said.split("\n"))) <= width
+
+
+def picture_of(colour: int, size: int = 24) -> UnitPicture:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((size, size, 3), colour, np.uint8)).save(buffer, "JPEG")
+    return UnitPicture(buffer.getvalue(), 2.5)
+
+
+def test_what_units_respond_to_stands_beside_them(explanation, words) -> None:
+    pictured = dataclasses.replace(
+        explanation,
+        unit_pictures={"texter": {"31": (picture_of(40), picture_of(80))}},
+        unit_visuals={"texter": {"12": picture_of(200)}},
+    )
+    table = unit_table(words, pictured, "texter", "words-1")
+    assert [(c.anchor, bool(c.visual), len(c.shots)) for c in table.cards] == [
+        ("words-1-unit-31", False, 2),
+        ("words-1-unit-12", True, 0),
+    ]
+    (_, first), (_, second) = table.sides
+    assert [r.anchor for r in (*first, *second)] == ["words-1-unit-31", "", "words-1-unit-12"]
+    page = render_html(pictured)
+    assert page.count('data-peek="words-1-unit-') == 2
+    for anchor in ("words-1-unit-31", "words-1-unit-12"):
+        assert f'href="#{anchor}"' in page
+        assert f'id="{anchor}"' in page
+    jpeg = "data:image/jpeg;base64,"
+    assert page.count(jpeg) == render_html(explanation).count(jpeg) + 3
+    assert "A picture optimised to activate a long neck" in page
+    assert not re.findall(r'(?:src|href)="https?://', page), "the page must hold everything itself"
+
+
+def test_without_pictures_the_page_says_how_to_get_them(explanation, words) -> None:
+    assert "--concepts" in unit_table(words, explanation, "texter").hint
+    features = dataclasses.replace(words, protocol="texter/exemplar/units=6@1")
+    hint = unit_table(features, explanation, "texter").hint
+    assert "--visualise" in hint
+    assert "--concepts" not in hint
+    assert "What these units respond to" not in render_html(explanation)

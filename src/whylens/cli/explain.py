@@ -14,7 +14,11 @@ def run(
     pictures: Annotated[list[Path], typer.Argument(help="Picture files or folders of them.", show_default=False)],
     lens: Annotated[str, typer.Option(help="A built-in lens or a folder that `whylens fit` wrote.")] = "tiny-imagenet",
     method: Annotated[
-        str, typer.Option(help="Methods joined by commas, such as faithtrace,text_to_concept; see `whylens methods`.")
+        str,
+        typer.Option(
+            help="Methods joined by commas, settings in braces, such as 'faithtrace,texter{mode=decode,units=4}'; see "
+            "`whylens methods`."
+        ),
     ] = "faithtrace",
     target: Annotated[
         str | None, typer.Option(help="Class to explain, by name or index; the predicted one by default.")
@@ -27,6 +31,12 @@ def run(
         Path | None, typer.Option(help="FILE.html, FILE.json or a folder; many pictures need a folder.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Pictures in one pass, for many pictures.")] = 16,
+    visualise: Annotated[
+        int,
+        typer.Option(
+            help="Draw what so many deciding units respond to (texter): seconds a unit, kept for the next picture."
+        ),
+    ] = 0,
     concepts: Annotated[
         list[Path] | None,
         typer.Option(
@@ -40,13 +50,20 @@ def run(
     """Explain why a classifier said what it said about pictures."""
     from whylens.errors import InputError, StoreError
     from whylens.images import find_pictures
-    from whylens.registry import get_method
+    from whylens.method_specs import parse_methods
 
-    methods = [name.strip() for name in method.split(",") if name.strip()]
-    if not methods:
-        raise InputError("--method names no method; see `whylens methods`.")
-    for name in methods:
-        get_method(name)
+    specs = parse_methods(method)
+    for number, spec in enumerate(specs):
+        if ":" in spec.name:
+            raise InputError(
+                f"{spec.label!r} is not registered: an explanation takes methods by name, so decorate the class with "
+                "@register(NAME, kind=...)."
+            )
+        if spec.name in [other.name for other in specs[:number]]:
+            raise InputError(
+                f"The method {spec.name!r} is named twice; one explanation holds each method once. `whylens evaluate` "
+                "compares settings of a method."
+            )
     single = len(pictures) == 1 and not pictures[0].is_dir()
     if single and out is not None and out.exists() and not overwrite:
         raise StoreError(f"{out} exists already. Choose another --out, or give --overwrite.")
@@ -61,8 +78,16 @@ def run(
         loaded = Lens.load(lens, device=device)
         if concepts:
             loaded = loaded.with_atlas(*(Atlas.load(folder) for folder in concepts))
+    options: dict[str, Any] = {
+        "methods": [spec.name for spec in specs],
+        "settings": {spec.name: spec.settings for spec in specs if spec.settings},
+        "target": target,
+        "contrast": contrast,
+        "seed": seed,
+        "visualise": visualise,
+    }
     if single:
-        why = loaded.explain(pictures[0], methods=methods, target=target, contrast=contrast, seed=seed)
+        why = loaded.explain(pictures[0], **options)
         output().print(TerminalView(why))
         if out is not None:
             why.save(out, overwrite=overwrite)
@@ -71,7 +96,6 @@ def run(
 
     from whylens.cli.folder_run import explain_folder, explain_stream
 
-    options: dict[str, Any] = {"methods": methods, "target": target, "contrast": contrast, "seed": seed}
     if out is None:
         failures = []
         for file, result in explain_stream(loaded, files, batch_size=batch_size, **options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from whylens.report import (
     write_thumbnail,
 )
 from whylens.store import atomic_file
-from whylens.types import Explanation
+from whylens.types import Explanation, to_plain
 
 RUN, ENTRIES = "run.json", "entries.jsonl"
 OWN = {RUN, ENTRIES, "index.html", "pages", "records", "thumbnails"}
@@ -61,6 +61,8 @@ def explain_folder(
     target: str | None = None,
     contrast: str | None = None,
     seed: int = 0,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    visualise: int = 0,
     batch_size: int = 16,
     overwrite: bool = False,
     show: bool = False,
@@ -78,6 +80,8 @@ def explain_folder(
         target: likewise.
         contrast: likewise.
         seed: likewise.
+        settings: likewise.
+        visualise: likewise.
         batch_size: pictures in one pass.
         overwrite: replace an earlier report instead of going on with it.
         show: print each explanation to the terminal.
@@ -94,12 +98,22 @@ def explain_folder(
         "contrast": contrast,
         "seed": seed,
     }
+    # Left out where they are not given, so that runs of earlier versions go on.
+    configuration |= {"settings": to_plain(settings)} if settings else {}
+    configuration |= {"visualise": visualise} if visualise else {}
     _open_run(out, configuration, overwrite)
     finished, _ = read_entries(out / ENTRIES)
     known = {entry["source"]: entry["image_hash"] for entry in finished}
     pending = [file for file in files if not _is_finished(file, known, out)]
     reused = len(files) - len(pending)
-    options = {"methods": methods, "target": target, "contrast": contrast, "seed": seed}
+    options = {
+        "methods": methods,
+        "target": target,
+        "contrast": contrast,
+        "seed": seed,
+        "settings": settings,
+        "visualise": visualise,
+    }
     with progress_bar("Explaining") as progress:
         progress(reused, len(files))
         for done, (file, result) in enumerate(explain_stream(lens, pending, batch_size=batch_size, **options), start=1):
@@ -161,7 +175,7 @@ def _open_run(out: Path, configuration: dict[str, Any], overwrite: bool) -> None
             if _read_run(out) == configuration:
                 return
             raise StoreError(
-                f"{out} holds the report of another run (lens, methods, target, contrast or seed differ). "
+                f"{out} holds the report of another run (lens, methods, settings, target, contrast or seed differ). "
                 "Choose another --out, or give --overwrite to replace it."
             )
         for name in OWN:

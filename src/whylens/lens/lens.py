@@ -29,6 +29,7 @@ from whylens.lens.faithfulness import measure_words
 from whylens.lens.maps import make_maps, map_phrases, measure_maps
 from whylens.lens.thumbnails import Thumbnails, layer_key, thumbnails_of_atlas, trace_pictures, words_pictures
 from whylens.lens.traces import map_concepts
+from whylens.lens.visuals import check_visualise, visualise_units, without_units
 from whylens.randomness import picture_hash
 from whylens.registry import get_method
 from whylens.types import ClassScore, Explanation, HeatMap, Prediction, Provenance, Trace, UnitPicture, Words
@@ -155,6 +156,7 @@ class Lens:
         seed: int = 0,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         measure: bool = True,
+        visualise: int = 0,
     ) -> Explanation:
         """Explain one picture.
 
@@ -167,6 +169,8 @@ class Lens:
             seed: of every random draw.
             settings: keyword settings for each method by name.
             measure: whether faithfulness is measured, beside random phrases and random orders of pixels.
+            visualise: for so many deciding units (those that contribute most, of words methods that have some) a picture
+                is optimised that shows what the unit responds to; see :func:`whylens.lens.visuals.visualise_units`.
 
         Raises:
             PictureError: for a picture that cannot be read.
@@ -185,6 +189,7 @@ class Lens:
             seed=seed,
             settings=settings,
             measure=measure,
+            visualise=visualise,
         )
         if isinstance(result, PictureError):
             raise result
@@ -200,6 +205,7 @@ class Lens:
         seed: int = 0,
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         measure: bool = True,
+        visualise: int = 0,
     ) -> list[Explanation | PictureError]:
         """Explain several pictures in one batch; a picture that cannot be read gives its error in its place.
 
@@ -209,6 +215,7 @@ class Lens:
         names = [methods] if isinstance(methods, str) else list(methods)
         if not names:
             raise InputError("No method was asked for.")
+        check_visualise(visualise)
         entries = {name: get_method(name) for name in names}
         unused = sorted(set(settings or {}) - set(names))
         if unused:
@@ -243,6 +250,7 @@ class Lens:
                 seed,
                 started,
                 measure,
+                visualise,
             )
             if good
             else []
@@ -260,6 +268,7 @@ class Lens:
         seed: int,
         started: float,
         measure: bool,
+        visualise: int,
     ) -> Iterator[Explanation]:
         classifier = self.classifier
         x = torch.stack([classifier.preprocess(p) for p in pictures]).to(classifier.device)
@@ -305,6 +314,13 @@ class Lens:
                 maps[name] = make_maps(method, classifier, x, targets, contrasts, seed)
             else:
                 traces[name] = list(method(self, x, targets, contrasts=contrasts, seed=seed))
+
+        visuals: dict[str, list[dict[str, UnitPicture]]] = {}
+        if visualise:
+            through = [n for n, results in words.items() if ":" not in n and any(w.units for w in results)]
+            if not through:
+                raise without_units(list(methods))
+            visuals = {n: visualise_units(self, words[n], visualise, seed=seed) for n in through}
 
         probabilities = classifier.probabilities(logits).float().cpu()
         logits = logits.cpu()
@@ -354,6 +370,7 @@ class Lens:
                 phrase_maps=phrase_maps,
                 concept_maps=concept_maps,
                 unit_pictures={name: found for name, found in pictured.items() if found},
+                unit_visuals={name: rows[i] for name, rows in visuals.items() if rows[i]},
                 provenance=Provenance(
                     classifier=classifier.name,
                     classifier_fingerprint=classifier.fingerprint,
