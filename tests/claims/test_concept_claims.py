@@ -87,3 +87,30 @@ def test_what_is_missing_is_said(name, tmp_path):
     (finding,) = run.findings
     assert finding.verdict == UNTESTED
     assert finding.notes
+
+
+@pytest.mark.slow
+def test_planted_bcos_networks_are_measured_without_pictures(tmp_path):
+    from whylens.planted import draw, load_organism, organisms
+    from whylens.planted.benchmark_cache import scene_tensor
+
+    rule = "shortcut-background"
+    plan = ClaimPlan(rules=(rule,), architectures=("bcos",), scenes=40, fit_scenes=200)
+    names = ["concepts-are-consistent", "contributions-are-needed"]
+    run = run_claims(plan, tmp_path / "out", claims=names, organisms=organisms, cache=tmp_path / "cache")
+    consistent, needed = run.findings
+    for finding in run.findings:
+        assert finding.verdict != UNTESTED
+        assert {e.network for e in finding.effects} == {f"planted:{rule}-bcos, features"}
+        assert any("--images" in note for note in finding.notes)
+    drawn = draw(rule, 40, 0, "evaluation")
+    with torch.no_grad():
+        right = load_organism(rule, "bcos").logits(scene_tensor(drawn.scenes)).argmax(1) == torch.tensor(drawn.labels)
+    assert any(f"{float(right.float().mean()):.1%} right without" in note for note in consistent.notes)
+    (kept,) = [e for e in consistent.effects if e.measure]
+    assert kept.pictures == 40
+    assert {e.comparison for e in needed.effects} == {"gradient − fact", "sobol − fact", "random − fact"}
+    assert all(e.pictures == 40 for e in needed.effects)
+    # Deleting at random takes longer to bring the logit down than any order that looks at the network.
+    (chance,) = [e for e in needed.effects if e.comparison == "random − fact"]
+    assert chance.low > 0
