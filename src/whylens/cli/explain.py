@@ -44,6 +44,13 @@ def run(
             "repeated."
         ),
     ] = None,
+    flow: Annotated[
+        str | None,
+        typer.Option(
+            help="With a trace method: follow the logit through these layers, joined by commas, early first; "
+            "'dictionaries' is all that the lens has dictionaries of."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
 ) -> None:
@@ -86,6 +93,13 @@ def run(
         "seed": seed,
         "visualise": visualise,
     }
+    if flow is not None:
+        traced = [spec for spec in specs if spec.kind == "trace"]
+        if not traced:
+            raise InputError(
+                f"--flow follows the logit of a trace method; --method {method} has none. Try --method fact."
+            )
+        options["settings"] |= {spec.name: {**spec.settings, "flow": flow} for spec in traced}
     if single:
         why = loaded.explain(pictures[0], **options)
         output().print(TerminalView(why))
