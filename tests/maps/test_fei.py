@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from map_networks import Cnn, OnePatch, classifier, pictures, seeded
+from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from whylens.checks.maps import _spearman
 from whylens.errors import InputError, ModelError
-from whylens.maps import FEI
+from whylens.maps import FEI, fei_fast
 from whylens.maps.fei_fast import cut, spread_colours, standardised
 from whylens.maps.fei_game import Game
 from whylens.maps.fei_paper import BETA, LEARNING_RATE, Adam, colours, sequential_masks
@@ -160,6 +161,18 @@ def test_steps_have_no_scale():
     assert torch.equal(standardised(torch.full((1, 1, 4, 4), 7.0)), torch.zeros(1, 1, 4, 4))
 
 
+def test_neighbours_of_a_pixel_are_heard(patch, monkeypatch):
+    """After one step the field is the gradient and twice its Gaussian average, by scipy in float64."""
+    view, game = view_of(patch, pictures(2, SIZE)), Game("preservation", Free())
+    field = fei_fast.joint_field(view, game, (0.3, 0.7), 1)
+    monkeypatch.setattr(fei_fast, "NEIGHBOURS", 0.0)
+    for found, own in zip(field.double().numpy(), fei_fast.joint_field(view, game, (0.3, 0.7), 1), strict=True):
+        own = own.double().numpy() / fei_fast.LEARNING_RATE
+        smooth = gaussian_filter(own, 6 * min(own.shape) / 64, mode="nearest", truncate=3)
+        both = own + 2 * (smooth - smooth.mean()) / smooth.std()
+        assert np.allclose(found, fei_fast.LEARNING_RATE * (both - both.mean()) / both.std(), atol=1e-4)
+
+
 def test_spread_colours_fill_the_cube_evenly(patch):
     drawn = spread_colours(view_of(patch, pictures(2, SIZE)), 64)
     assert ((drawn >= 0) & (drawn < 1)).all()
@@ -219,7 +232,9 @@ class Silent(nn.Module):
         ("deletion", "IBM", "below", "same"),
     ],
 )
-def test_clipping_knows_raising_from_lowering(preset, game, clipping, supporter, inhibitor):
+def test_clipping_knows_raising_from_lowering(monkeypatch, preset, game, clipping, supporter, inhibitor):
+    # A region would borrow from the ones beside it.
+    monkeypatch.setattr(fei_fast, "NEIGHBOURS", 0.0)
     model = classifier(Silent(), size=SIZE)
     method = FEI(preset=preset, game=game, clipping=clipping, iterations=6)
     found = method(model, torch.ones(1, 3, *SIZE), torch.tensor([0]))[0].array

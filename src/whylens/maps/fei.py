@@ -19,7 +19,9 @@ from whylens.maps.view import View
 from whylens.registry import register
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-ITERATIONS = {"paper": 100, "fast": 18}
+ITERATIONS = {"paper": 100, "fast": 19}
+# Of a preset's procedure, for the protocol's id.
+VERSIONS = {"paper": 1, "fast": 2}
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
@@ -29,12 +31,13 @@ class FEI(MapMethod):
 
     Args:
         preset: ``"paper"``: the masks one after the other, with all settings of the paper's code; 500 passes.
-            ``"fast"``: our joint solve of the same objective, with a blurred copy beside the colours; 90 passes.
+            ``"fast"``: our joint solve of the same objective, with a blurred copy and the mean colour beside the
+            random colours; 95 passes.
         game: ``"preservation"``: keeping a mask's pixels shall hold the score. ``"deletion"``: removing them shall lose
             it. ``"hybrid"``: both, at twice the passes.
         clipping: mode of backward clipping, see :func:`whylens.maps.clipping.clip`; ``"NONE"`` optimises freely.
         quantiles: shares of the pixels that the masks keep, rising, in (0, 1).
-        iterations: optimisation steps, for each mask (paper) or for all at once (fast); by default 100 and 18.
+        iterations: optimisation steps, for each mask (paper) or for all at once (fast); by default 100 and 19.
         scope: which activations are clipped: ``"before-head"`` or ``"all"``, see :class:`Clipping`.
         attention: whether the attention of transformers is clipped too (our extension).
         precision: ``"float32"``: the network's own; ``"bfloat16"``: autocast, masks and sums stay in float32.
@@ -75,7 +78,8 @@ class FEI(MapMethod):
     @property
     def protocol(self) -> str:
         """Id of the exact procedure."""
-        return f"fei/{self.preset}/{self.game}/{self.clipping}/{len(self.quantiles)}x{self._iterations}@1"
+        spent = f"{len(self.quantiles)}x{self._iterations}"
+        return f"fei/{self.preset}/{self.game}/{self.clipping}/{spent}@{VERSIONS[self.preset]}"
 
     @property
     def exact_at(self) -> int | None:

@@ -7,8 +7,10 @@ Our own procedure for the paper's objective; none of it is in the paper.
   quantile's gradient improves the one ranking that the map is read for.
 - **Colours.** The constant colours are what makes the gradients noisy. They are taken from a low-discrepancy sequence
   (Sobol, shifted at random for each picture), and a step is followed by one with the complementary colours.
-- **A blurred copy** takes the place of the colours in every third step: it hides detail and keeps the colours, as
-  constant colours do not, and its gradients are not noisy at all.
+- **Replacements without noise.** Three of five steps hide pixels not by random colours but by the mean colour or by a
+  blurred copy; the latter hides detail and keeps the colours.
+- **Neighbours.** To every gradient its own smoothed copy is added. Fine detail still decides between neighbours, but the
+  masks hold together: scattered ones disturb the early layers of a network more than the picture's content calls for.
 - **Scale-free steps.** A step is measured in standard deviations of the gradient, so no learning rate has to be chosen
   for a network, and the pictures of a batch stay independent.
 """
@@ -22,13 +24,15 @@ import torch
 from torch import Tensor
 
 from whylens.maps.fei_game import Game
-from whylens.maps.references import reference_pictures
+from whylens.maps.references import blur, reference_pictures
 from whylens.maps.view import View
 
 _BISECTIONS = 30
 LEARNING_RATE = 0.3
-# Steps until the kinds of replacement repeat: colours, their complements, the blurred copy.
-CYCLE = 3
+# What replaces hidden pixels, step by step.
+CYCLE = ("colours", "complements", "mean", "blur", "mean")
+# The smoothed copy of a gradient: its weight, and its standard deviation as a share of the shorter side.
+NEIGHBOURS, NEIGHBOURHOOD = 2.0, 6 / 64
 
 
 def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: int) -> Tensor:
@@ -44,22 +48,25 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
     """
     count, (height, width) = len(view), view.size
     field = torch.zeros((count, 1, height, width), device=view.device)
-    drawn = spread_colours(view, len(quantiles) * math.ceil(iterations / CYCLE))
+    drawn = spread_colours(view, len(quantiles) * math.ceil(iterations / len(CYCLE)))
     drawn = drawn.view(count, -1, len(quantiles), 3)
-    # Only where a step uses it: a single pair of steps needs no blurred copy.
-    blurred = reference_pictures(view, "blur") if iterations >= CYCLE else None
+    # Only those that a step uses: a single pair of steps needs colours alone.
+    pictures = {kind: reference_pictures(view, kind) for kind in CYCLE[2:iterations]}
     for step in range(iterations):
-        cycle, place = divmod(step, CYCLE)
-        if place == CYCLE - 1 and blurred is not None:
-            hidden = blurred.repeat_interleave(len(quantiles), 0)
+        cycle, place = divmod(step, len(CYCLE))
+        kind = CYCLE[place]
+        if kind in pictures:
+            hidden = pictures[kind].repeat_interleave(len(quantiles), 0)
         else:
-            hidden = (drawn[:, cycle] if place == 0 else 1 - drawn[:, cycle]).reshape(-1, 3, 1, 1)
+            hidden = (drawn[:, cycle] if kind == "colours" else 1 - drawn[:, cycle]).reshape(-1, 3, 1, 1)
         masks = cut(field, quantiles).flatten(0, 1)[:, None].requires_grad_()
         loss = game.loss(view, masks, hidden)
         # The loss itself goes through the network: backward clipping tells raising from lowering by its sign.
         gradient = -view.gradient(loss, masks, what="the mask").view(count, len(quantiles), height, width)
         rate = LEARNING_RATE * (1 + math.cos(math.pi * step / iterations)) / 2
-        field = field + rate * standardised(gradient.mean(1, keepdim=True))
+        own = standardised(gradient.mean(1, keepdim=True))
+        smooth = standardised(blur(own, NEIGHBOURHOOD * min(height, width)))
+        field = field + rate * standardised(own + NEIGHBOURS * smooth)
     return field[:, 0]
 
 
