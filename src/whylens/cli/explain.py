@@ -71,6 +71,14 @@ def run(
                 f"The method {spec.name!r} is named twice; one explanation holds each method once. `whylens evaluate` "
                 "compares settings of a method."
             )
+    settings = {spec.name: spec.settings for spec in specs if spec.settings}
+    if flow is not None:
+        traced = [spec for spec in specs if spec.kind == "trace"]
+        if not traced:
+            raise InputError(
+                f"--flow follows the logit of a trace method; --method {method} has none. Try --method fact."
+            )
+        settings |= {spec.name: {**spec.settings, "flow": flow} for spec in traced}
     single = len(pictures) == 1 and not pictures[0].is_dir()
     if single and out is not None and out.exists() and not overwrite:
         raise StoreError(f"{out} exists already. Choose another --out, or give --overwrite.")
@@ -87,19 +95,12 @@ def run(
             loaded = loaded.with_atlas(*(Atlas.load(folder) for folder in concepts))
     options: dict[str, Any] = {
         "methods": [spec.name for spec in specs],
-        "settings": {spec.name: spec.settings for spec in specs if spec.settings},
+        "settings": settings,
         "target": target,
         "contrast": contrast,
         "seed": seed,
         "visualise": visualise,
     }
-    if flow is not None:
-        traced = [spec for spec in specs if spec.kind == "trace"]
-        if not traced:
-            raise InputError(
-                f"--flow follows the logit of a trace method; --method {method} has none. Try --method fact."
-            )
-        options["settings"] |= {spec.name: {**spec.settings, "flow": flow} for spec in traced}
     if single:
         why = loaded.explain(pictures[0], **options)
         output().print(TerminalView(why))
