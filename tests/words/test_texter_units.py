@@ -14,7 +14,7 @@ from whylens.checks import check_words_method
 from whylens.dictionaries import Dictionary, DictionarySettings, Origin
 from whylens.errors import InputError, ModelError
 from whylens.lens import Lens
-from whylens.words import Texter, concept_images, maco_preset
+from whylens.words import Texter, concept_images, maco_preset, translation
 
 QUICK = maco_preset("fast", steps=4, crops=2, canvas=1.5, precision="float32", final_crops=3)
 K = 30
@@ -252,3 +252,33 @@ def test_controls_of_latents_are_those_of_each_random_head(with_latents: Lens) -
         dense = codes[i] * (gradients @ with_latents.dictionary.decoder.T)
         torch.testing.assert_close(values, dense[:, active], rtol=1e-3, atol=1e-4)
         assert int((dense != 0).any(0).sum()) == len(active)
+
+
+def test_the_same_seed_gives_the_same_ranking_bit_by_bit(with_latents: Lens) -> None:
+    x = pictures_of(with_latents)
+    method = Texter(mode="maco", maco=QUICK, units=2, k=None, cache=False)
+    first, again = method(with_latents, x, seed=3), method(with_latents, x, seed=3)
+    for one, other in zip(first, again, strict=True):
+        assert [(p.text, p.score) for p in one] == [(p.text, p.score) for p in other]
+    alone = method(with_latents, x[1:2], seed=3)[0]
+    assert [p.text for p in alone] == [p.text for p in first[1]]
+
+
+@pytest.mark.parametrize("mode", ["decode", "exemplar"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_controls_are_the_same_with_and_without_a_table_of_products(
+    with_latents: Lens, monkeypatch: pytest.MonkeyPatch, mode: str, absolute: bool
+) -> None:
+    """Best cosines of random heads from one table of units and phrases, and from vectors that are carried over."""
+    x = pictures_of(with_latents)
+    method = Texter(mode=mode, absolute=absolute, k=None)
+    quick = method(with_latents, x)
+    monkeypatch.setattr(translation, "MOST_PRODUCTS", 0)
+    slow = method(with_latents, x)
+    compared = 0
+    for one, other in zip(quick, slow, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.text, a.score) == (b.text, b.score)
+            assert a.control_z == pytest.approx(b.control_z, abs=1e-3)
+            compared += a.control_z is not None
+    assert compared > 0

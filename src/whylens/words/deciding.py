@@ -135,7 +135,9 @@ def _dictionary(scene: Scene, use: bool | None, exemplars: bool) -> tuple[Dictio
                 "the dictionary with the lens, or take another mode."
             )
         return None, (
-            "The lens has no reference pictures for the latents of its dictionary, so that these units are feature units.",
+            "The lens has no reference pictures for the latents of its dictionary, so that these units are feature units. "
+            "The modes 'decode' and 'maco-cached' translate latents without such pictures, and a lens fitted together with "
+            "its dictionary (`whylens fit --dictionary default`) has them.",
         )
     return dictionary, ()
 

@@ -202,14 +202,16 @@ class Texter(WordsMethod):
         maxima = torch.zeros_like(heads.shift)
         minima = torch.zeros_like(heads.shift)
         for i in range(len(maxima)):
-            family = scene.tables.unit_text[present[i]]
+            family = present[i].nonzero().flatten()
             if not len(family):
                 continue
             gradients = heads.length[i] * base + heads.shift[i, :, None] * heads.regression[i]
             gradients = gradients + heads.total[i] * heads.mean
             # Only active units have an attribution, under whatever head.
             active, random = found.under(i, gradients)
-            maxima[i] = (translator.carried(i, active, random, absolute=self.absolute) @ family.T).amax(1)
-            if not self.absolute:
-                minima[i] = -(translator.carried(i, active, -random, absolute=False) @ family.T).amax(1)
+            if self.absolute:
+                maxima[i] = translator.best(i, active, random, family, absolute=True)
+            else:
+                both = translator.best(i, active, torch.cat([random, -random]), family, absolute=False)
+                maxima[i], minima[i] = both[: len(random)], -both[len(random) :]
         return Control(maxima, minima)

@@ -22,6 +22,8 @@ from whylens.words.maco import ConceptImage, MacoSettings, concept_images
 from whylens.words.tables import to_numbers
 
 MODES = ("decode", "exemplar", "maco", "maco-cached")
+# Entries of the table of units and phrases that the control works with: 128 MB.
+MOST_PRODUCTS = 2**25
 
 
 class Translator:
@@ -78,8 +80,19 @@ class Translator:
         text = self.scene.tables.unit_text[phrases.clamp(min=0)]
         return (vectors @ text.transpose(1, 2)) / length * (phrases >= 0)[:, None]
 
-    def carried(self, row: int, active: Tensor, weights: Tensor, *, absolute: bool) -> Tensor:
-        """Unit vectors (R, m) for R weightings (R, n) of a picture's active units (n,)."""
+    def best(self, row: int, active: Tensor, weights: Tensor, family: Tensor, *, absolute: bool) -> Tensor:
+        """The best cosine (R,) of any phrase of a family under R weightings (R, n) of a picture's active units (n,).
+
+        Args:
+            row: of the picture.
+            active: its active units.
+            weights: of each of them.
+            family: indices (F,) of phrases.
+            absolute: choose units by the size of their weight.
+
+        Cost: R F k multiply-adds for k chosen units where the products of all units and phrases fit into
+        :data:`MOST_PRODUCTS`, else R F m.
+        """
         if self.table is None:
             raise RuntimeError("Units are carried over one by one in the modes with pictures.")
         sized = weights.abs() if absolute else weights
@@ -87,7 +100,26 @@ class Translator:
         amounts = weights.gather(1, place)
         if self.mode == "decode":
             amounts = (self.found.amounts[row, active] - self.found.mean[active])[place]
-        return _carry(active[place], torch.where(best > 0, amounts, 0.0), self.table)
+        amounts = torch.where(best > 0, amounts, 0.0)
+        index = active[place]
+        products = self._products()
+        if products is None:
+            return (_carry(index, amounts, self.table) @ self.scene.tables.unit_text[family].T).amax(1)
+        # A weighting carries a few units, so that its cosines are sums of a few rows of one table.
+        length = embedding_bag(index, self.table, per_sample_weights=amounts, mode="sum").norm(dim=1).clamp(min=1e-12)
+        rows = products.index_select(1, family)
+        return embedding_bag(index, rows, per_sample_weights=amounts / length[:, None], mode="sum").amax(1)
+
+    def _products(self) -> Tensor | None:
+        """Products (U, T) of what each unit stands for with every phrase, kept with the lens; None where they are many."""
+        tables, dictionary = self.scene.tables, self.found.dictionary
+        if self.table is None or self.table.shape[0] * len(tables.unit_text) > MOST_PRODUCTS:
+            return None
+        key = ("unit products", self.mode, "" if dictionary is None else dictionary.fingerprint)
+        if key not in tables.cache:
+            tables.cache[key] = self.table @ tables.unit_text.T
+        found: Tensor = tables.cache[key]
+        return found
 
     def _of_sets(self, chosen: Chosen) -> Tensor:
         """One picture for each picture's set: mean (B, m) over its crops of the unit centred aligned features."""
