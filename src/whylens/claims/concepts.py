@@ -32,7 +32,7 @@ NMF_CONCEPTS = 64
 ALLOWED = 3
 KEPT, POINTS = f"{ALLOWED} − accuracy lost", "points of accuracy"
 #: Pictures for the deletion claim at a layer before the features, at most.
-INNER_PICTURES = 24
+INNER_PICTURES = 12
 
 
 def _layer(dictionary: Dictionary) -> str:
