@@ -89,7 +89,7 @@ def test_the_page_shows_both_forms_with_names_escaped_and_a_table(cat, flow):
 
 def test_lines_for_a_terminal_name_concepts(flow):
     lines = flow_lines(flow, 3)
-    assert lines[0] == "+3.50  ocean <water> → blue sky"
+    assert lines[0] == "+3.50  ocean <water> (early) → blue sky"
     assert not any(line.endswith("pixels → other concepts") for line in lines)
 
 

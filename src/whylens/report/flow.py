@@ -94,16 +94,19 @@ def flow_figure(flow: Flow, target: str) -> FlowFigure:
 def flow_lines(flow: Flow, count: int = 5) -> list[str]:
     """The largest shares as lines of text, for a terminal."""
     edges = sorted(flow.edges, key=lambda e: -abs(e.value))
-    said = [(_end(flow.nodes[e.start]), _end(flow.nodes[e.end]), e.value) for e in edges]
-    named = [(s, e, v) for s, e, v in said if not (s in _SUMS and e in _SUMS)]
-    return [f"{numbers.fixed(value, 2, sign=True)}  {start} → {end}" for start, end, value in named[:count]]
+    pairs = [(flow.nodes[e.start], flow.nodes[e.end], e.value) for e in edges]
+    named = [p for p in pairs if p[0].latent is not None or p[1].latent is not None]
+    last = flow.layers[-1]
+    return [
+        f"{numbers.fixed(value, 2, sign=True)}  {_end(start, last)} → {_end(end, last)}"
+        for start, end, value in named[:count]
+    ]
 
 
-_SUMS = {"other concepts", "not in the dictionary", "constants", "pixels"}
-
-
-def _end(node: FlowNode) -> str:
-    return numbers.printable(node.name)
+def _end(node: FlowNode, last: str) -> str:
+    """A node's name; of an earlier layer with it, since two layers have latents of the same number."""
+    name = numbers.printable(node.name)
+    return name if node.latent is None or node.layer == last else f"{name} ({numbers.printable(node.layer)})"
 
 
 def _draw(

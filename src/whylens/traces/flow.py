@@ -126,7 +126,7 @@ def _from_pixels(held: HeldNetwork, nodes: list[Node], numbers: Sequence[int], p
             fixed += float(sum(found.constants.values(), torch.zeros(1, device=found.value.device)))
         edges.append(Edge(constants, number, fixed))
     for number in (pixels, constants):
-        value = math.fsum(e.value for e in edges if e.start == number)
+        value = math.fsum(e.value for e in edges if e.start == number) + 0.0
         nodes[number] = Node(PICTURE, None, nodes[number].name, value)
     return edges
 
