@@ -372,7 +372,7 @@ def test_bad_arguments_are_explained():
         wrap(module, size=0)
     with pytest.raises(InputError, match="std"):
         wrap(module, std=(1, 0, 1))
-    with pytest.raises(InputError, match="three numbers"):
+    with pytest.raises(InputError, match="mean has 1 channels and std 3"):
         wrap(module, mean=(0.5,))
     with pytest.raises(InputError, match=r"nn\.Module"):
         Classifier("resnet18")

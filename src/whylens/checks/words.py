@@ -37,7 +37,7 @@ def check_words_method(method: Any, lens: Any, *, images: Tensor | None = None, 
     """
     classifier = lens.classifier
     if images is None:
-        images = torch.rand((3, 3, *classifier.size), generator=torch_generator(seed, "check words"))
+        images = torch.rand((3, classifier.channels, *classifier.size), generator=torch_generator(seed, "check words"))
     _check_settings(method)
     before = _state(classifier.module)
     results = method(lens, images, None, seed=seed)

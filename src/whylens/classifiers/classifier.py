@@ -32,9 +32,9 @@ class Classifier:
     both are restored afterwards, also after an exception, and gradients still flow to pictures and features.
 
     Args:
-        module: the network: (B, 3, H, W), normalised, to logits (B, C), or to an object, mapping or tuple with them.
+        module: the network: (B, channels, H, W), normalised, to logits (B, C), or to an object, mapping or tuple with them.
         size: side of the input in pixels, or (height, width).
-        mean: per channel, of pictures in [0, 1].
+        mean: per channel, of pictures in [0, 1]; one number for a network of grey pictures.
         std: per channel.
         class_names: C names; default ``"class 0"``...
         features: name of the layer whose output becomes the features; default: found, near the logits.
@@ -88,8 +88,8 @@ class Classifier:
             size=_sides(size),
             resize=_sides(size if resize is None else resize),
             fit=fit,
-            mean=_triple("mean", mean),
-            std=_triple("std", std),
+            mean=tuple(float(v) for v in mean),
+            std=tuple(float(v) for v in std),
             interpolation=interpolation,
         )
         _refuse_broken(module)
@@ -109,6 +109,11 @@ class Classifier:
     def size(self) -> tuple[int, int]:
         """Height and width of the input."""
         return self.preprocessing.size
+
+    @property
+    def channels(self) -> int:
+        """Number of channels that the network reads: 3 for colours, 1 for grey levels."""
+        return self.preprocessing.depth
 
     @property
     def device(self) -> torch.device:
@@ -163,15 +168,17 @@ class Classifier:
     # -- what it does -----------------------------------------------------------------------------------------------
 
     def preprocess(self, picture: PictureLike) -> Tensor:
-        """A picture as (3, H, W) float32 in [0, 1], RGB, at the classifier's size, not normalised, on the CPU.
+        """A picture as (channels, H, W) float32 in [0, 1] at the classifier's size, not normalised, on the CPU.
+
+        RGB for three channels, its grey levels for one; for other numbers an array (rows, columns, channels).
 
         Raises:
-            PictureError: when it cannot be read.
+            PictureError: when it cannot be read, or has not the channels that the network reads.
         """
         return self.preprocessing(picture)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (B, C) of pictures (B, 3, H, W) in [0, 1]. One pass.
+        """Logits (B, C) of pictures (B, channels, H, W) in [0, 1]. One pass.
 
         Raises:
             InputError: for another shape or an integer type.
@@ -259,7 +266,7 @@ class Classifier:
 
     def _new_probe(self) -> Probe:
         generator = torch_generator(0, "classifier probe")
-        pictures = torch.rand((2, 3, *self.size), generator=generator).to(self.device, self.dtype)
+        pictures = torch.rand((2, self.channels, *self.size), generator=generator).to(self.device, self.dtype)
         return make_probe(self.module, self.preprocessing.normalise(pictures))
 
     def _split_at(self, features: str | None) -> None:
@@ -270,10 +277,10 @@ class Classifier:
         self.affine_head: AffineHead | None = find_affine(self._split, self.head, _out(z))
 
     def _inputs(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != self.channels or not x.is_floating_point():
             raise InputError(
-                f"Pictures must be a float tensor (B, 3, H, W) with values in [0, 1]; these are {_describe(x)}. "
-                "Classifier.preprocess makes one picture of it."
+                f"Pictures must be a float tensor (B, {self.channels}, H, W) with values in [0, 1]; these are "
+                f"{_describe(x)}. Classifier.preprocess makes one picture of it."
             )
         return self.preprocessing.normalise(x.to(self.device, self.dtype))
 
@@ -328,13 +335,6 @@ def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
     if isinstance(size, int):
         return size, size
     return tuple(size)  # type: ignore[return-value]
-
-
-def _triple(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    items = [float(v) for v in values]
-    if len(items) != 3:
-        raise InputError(f"{name} must be three numbers, one a channel; it is {values!r}.")
-    return items[0], items[1], items[2]
 
 
 def _out(t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from whylens.errors import InputError, unknown_name
+from whylens.errors import InputError, PictureError, unknown_name
 from whylens.images import Picture, read_picture
 from whylens.types import Plain
 
@@ -44,22 +44,24 @@ class Preprocessing(Plain):
         resize: height and width before the centre crop.
         fit: ``"crop"`` keeps the aspect ratio and lets the shorter side reach ``resize``; ``"squash"`` brings both
             sides to ``resize``; ``"pad"`` lets the longer side reach it and fills the rest with the mean colour.
-        mean: subtracted from each channel of the picture in [0, 1], in the network's channel order.
-        std: divides each channel after that.
+        mean: subtracted from each channel of the picture in [0, 1], in the network's channel order. As many numbers as
+            the network has input channels: one for grey pictures, three for colours, others for arrays.
+        std: divides each channel after that, as many.
         interpolation: one of ``INTERPOLATIONS``; all but ``"nearest"`` are antialiased.
-        channels: ``"RGB"``, or ``"BGR"`` for networks that read the channels in reverse.
+        channels: ``"RGB"``, or ``"BGR"`` for networks that read three channels in reverse.
         floor_crop: half a pixel of the centre crop is dropped (Hugging Face) instead of rounded (torchvision, timm).
         note: where the numbers are from, when they are not the model's own.
 
     Raises:
-        InputError: for sizes below 1, a zero or NaN std, or an unknown interpolation, fit or channel order.
+        InputError: for sizes below 1, no or unequally many means and stds, a zero or NaN std, or an unknown
+            interpolation, fit or channel order.
     """
 
     size: tuple[int, int]
     resize: tuple[int, int]
     fit: str = "crop"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
     channels: str = "RGB"
     floor_crop: bool = False
@@ -72,8 +74,10 @@ class Preprocessing(Plain):
                 raise InputError(f"{name} must be height and width in pixels, both at least 1; it is {sides!r}.")
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if len(values) != 3 or not all(math.isfinite(v) for v in values):
-                raise InputError(f"{name} must be three finite numbers, one a channel; it is {values!r}.")
+            if not values or not all(math.isfinite(v) for v in values):
+                raise InputError(f"{name} must be finite numbers, one a channel; it is {values!r}.")
+        if len(self.mean) != len(self.std):
+            raise InputError(f"mean has {len(self.mean)} channels and std {len(self.std)}; give as many of both.")
         if any(v == 0 for v in self.std):
             raise InputError(f"std must not be zero in any channel; it is {self.std!r}.")
         for kind, value, accepted in (
@@ -83,24 +87,51 @@ class Preprocessing(Plain):
         ):
             if value not in accepted:
                 raise unknown_name(kind, value, accepted)
+        if self.channels == "BGR" and self.depth != 3:
+            raise InputError(f"The channel order BGR needs three channels; mean has {self.depth}.")
+
+    @property
+    def depth(self) -> int:
+        """Number of channels that the network reads."""
+        return len(self.mean)
 
     def __call__(self, picture: PictureLike) -> Tensor:
-        """A picture as (3, H, W) float32 in [0, 1], RGB, at ``size``, not normalised.
+        """A picture as (C, H, W) float32 in [0, 1] at ``size``, not normalised: RGB, or its grey levels for one channel.
 
+        For any other number of channels it must be an array (rows, columns, C), uint8 or float in [0, 1].
         Memory is bounded by the picture and ``size`` whatever the aspect ratio.
 
         Raises:
-            PictureError: when it cannot be read.
+            PictureError: when it cannot be read, or has not the channels that the network reads.
         """
-        array = self._crop(read_picture(picture).as_pil())
-        return torch.from_numpy(array).permute(2, 0, 1).float().div_(255)
+        if self.depth not in (1, 3):
+            planes = [self._crop(plane, fill) for plane, fill in zip(self._planes(picture), self.mean, strict=True)]
+            return torch.from_numpy(np.stack(planes)).float()
+        image = read_picture(picture).as_pil()
+        values = torch.from_numpy(self._crop(image if self.depth == 3 else image.convert("L")))
+        return (values.permute(2, 0, 1) if self.depth == 3 else values[None]).float().div_(255)
+
+    def _planes(self, picture: PictureLike) -> list[Image.Image]:
+        if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != self.depth:
+            given = f"an array of shape {picture.shape}" if isinstance(picture, np.ndarray) else "no array"
+            raise PictureError(
+                f"The network reads {self.depth} channels, so a picture must be an array (rows, columns, {self.depth}), "
+                f"uint8 or float in [0, 1]; this is {given}."
+            )
+        values = picture.astype(np.float32) / (255 if picture.dtype == np.uint8 else 1)
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            raise PictureError(
+                f"A picture of {self.depth} channels must be uint8 or float in [0, 1]; this one is {picture.dtype} from "
+                f"{values.min():.3g} to {values.max():.3g}."
+            )
+        return [Image.fromarray(np.ascontiguousarray(values[:, :, c])) for c in range(self.depth)]
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] as the network's input: channel order, mean, std; differentiable."""
+        """Pictures (B, C, H, W) in [0, 1] as the network's input: channel order, mean, std; differentiable."""
         if self.channels == "BGR":
             x = x.flip(1)
-        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(3, 1, 1)
-        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(3, 1, 1)
+        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
         return (x - mean) / std
 
     def at_size(self, size: tuple[int, int]) -> Preprocessing:
@@ -110,7 +141,8 @@ class Preprocessing(Plain):
         rows, columns = (max(1, round(r * n / o)) for r, n, o in zip(self.resize, size, self.size, strict=True))
         return dataclasses.replace(self, size=size, resize=(rows, columns))
 
-    def _crop(self, image: Image.Image) -> np.ndarray:
+    def _crop(self, image: Image.Image, fill: float | None = None) -> np.ndarray:
+        """The values at ``size``, of the image's own kind; ``fill`` is the value around a padded plane of floats."""
         width, height = image.size
         full_height, full_width = self._resized(height, width)
         top, out_height = self._window(full_height, self.size[0])
@@ -128,9 +160,9 @@ class Preprocessing(Plain):
         values = np.array(resized)
         if (out_height, out_width) == self.size:
             return values
-        fill = [round(255 * min(max(m, 0), 1)) for m in self.mean] if self.fit == "pad" else [0, 0, 0]
-        canvas = np.empty((*self.size, 3), np.uint8)
-        canvas[:] = fill
+        around = np.clip(self.mean if fill is None else [fill], 0, 1) * (self.fit == "pad")
+        canvas = np.empty((*self.size, *values.shape[2:]), values.dtype)
+        canvas[:] = np.round(255 * around) if fill is None else around
         y, x = (self.size[0] - out_height) // 2, (self.size[1] - out_width) // 2
         canvas[y : y + out_height, x : x + out_width] = values
         return canvas
@@ -169,7 +201,7 @@ def from_torchvision(transforms: Any) -> Preprocessing:
 
 def from_timm(config: Mapping[str, Any]) -> Preprocessing:
     """From timm's resolved data config: input_size, crop_pct, crop_mode, interpolation, mean, std."""
-    _, height, width = config["input_size"]
+    depth, height, width = config["input_size"]
     fraction = config.get("crop_pct") or 0.875
     fit = {"squash": "squash", "border": "pad"}.get(config.get("crop_mode") or "center", "crop")
     interpolation = config.get("interpolation") or "bilinear"
@@ -177,8 +209,8 @@ def from_timm(config: Mapping[str, Any]) -> Preprocessing:
         size=(int(height), int(width)),
         resize=(math.floor(height / fraction), math.floor(width / fraction)),
         fit=fit,
-        mean=_three(config["mean"]),
-        std=_three(config["std"]),
+        mean=_each(config["mean"], depth),
+        std=_each(config["std"], depth),
         interpolation="bilinear" if interpolation == "random" else interpolation,
     )
 
@@ -260,6 +292,13 @@ def _sides(size: Any, fallback: int) -> tuple[int, int]:
             if size.get(key):
                 return int(size[key]), int(size[key])
     return fallback, fallback
+
+
+def _each(values: Sequence[float], depth: int) -> tuple[float, ...]:
+    """One number a channel; timm gives those of colours also for networks of grey pictures."""
+    if len(values) == depth:
+        return tuple(float(v) for v in values)
+    return (sum(float(v) for v in values) / len(values),) * depth
 
 
 def _three(values: Sequence[float] | float) -> tuple[float, float, float]:

@@ -51,7 +51,7 @@ class Extras:
     def evidence(self, method: MapCallable, classes: int) -> dict[str, object]:
         """The adversarial-evidence test of a method. Cost: one map for each class."""
         height, width = self.classifier.size
-        black = torch.zeros(1, 3, height, width)
+        black = torch.zeros(1, self.classifier.channels, height, width)
         inputs = self.classifier.preprocessing.normalise(black.to(self.classifier.device, self.classifier.dtype))[0]
         with network_forward(self.classifier) as forward, torch.no_grad():
             own = int(forward(inputs[None])[0].argmax())

@@ -21,6 +21,7 @@ from whylens.alignment import Aligner, Statistics
 from whylens.banks import ConceptBank
 from whylens.canonical import content_hash
 from whylens.classifiers import Classifier
+from whylens.classifiers.pictures import as_colours
 from whylens.dictionaries import Dictionary
 from whylens.encoders import Encoder, load_encoder
 from whylens.errors import InputError, PictureError, WhylensError, unknown_name
@@ -393,7 +394,7 @@ class Lens:
                     measuring_passes=scored.passes,
                     measuring_seconds=finished - before if asked else 0.0,
                 ),
-                picture=(x[i].permute(1, 2, 0).cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy(),
+                picture=as_colours(x[i]),
                 notes=tuple(notes),
             )
 

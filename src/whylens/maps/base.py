@@ -95,7 +95,7 @@ class MapMethod(ABC):
             ModelError: when the network cannot be explained by this method, or a gradient or map is not finite.
         """
         self.validate()
-        check_pictures(images)
+        check_pictures(images, classifier.channels)
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise InputError(f"batch_size must be a whole number of at least 1, or None; it is {batch_size!r}.")
         if not len(images):

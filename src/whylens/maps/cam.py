@@ -132,7 +132,7 @@ _layers: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], str]] = weak
 
 def _search(classifier: Classifier, size: tuple[int, int]) -> str:
     generator = torch_generator(0, "layer search")
-    x = torch.rand((2, 3, *size), generator=generator).to(classifier.device).requires_grad_(True)
+    x = torch.rand((2, classifier.channels, *size), generator=generator).to(classifier.device).requires_grad_(True)
     tape = Tape(2, attention=False)
     found: list[tuple[str, Tensor, TokenGrid | None]] = []
 

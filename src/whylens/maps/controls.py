@@ -32,7 +32,8 @@ class RandomMap(MapMethod):
 
 @register("edges", kind="map")
 class Edges(MapMethod):
-    """Control: the strength of edges, the length of Sobel's gradient of the brightness, borders repeated.
+    """Control: the strength of edges, the length of Sobel's gradient of the brightness (the mean of channels
+    that are not RGB), borders repeated.
 
     Adebayo et al. 2018 (arXiv 1810.03292) showed that some attributions look like it.
 
@@ -46,7 +47,8 @@ class Edges(MapMethod):
         """Maps (B, H, W)."""
         _say_so(view)
         x = view.images
-        brightness = (x * x.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+        weights = x.new_tensor(_LUMA) if x.shape[1] == 3 else x.new_full((x.shape[1],), 1 / x.shape[1])
+        brightness = (x * weights.reshape(1, -1, 1, 1)).sum(1, keepdim=True)
         across = x.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
         kernels = torch.stack([across, across.T])[:, None]
         slopes = functional.conv2d(functional.pad(brightness, (1, 1, 1, 1), mode="replicate"), kernels)

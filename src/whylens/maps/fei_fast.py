@@ -49,7 +49,7 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
     count, (height, width) = len(view), view.size
     field = torch.zeros((count, 1, height, width), device=view.device)
     drawn = spread_colours(view, len(quantiles) * math.ceil(iterations / len(CYCLE)))
-    drawn = drawn.view(count, -1, len(quantiles), 3)
+    drawn = drawn.view(count, -1, len(quantiles), view.images.shape[1])
     # Only those that a step uses: a single pair of steps needs colours alone.
     pictures = {kind: reference_pictures(view, kind) for kind in CYCLE[2:iterations]}
     for step in range(iterations):
@@ -58,7 +58,8 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
         if kind in pictures:
             hidden = pictures[kind].repeat_interleave(len(quantiles), 0)
         else:
-            hidden = (drawn[:, cycle] if kind == "colours" else 1 - drawn[:, cycle]).reshape(-1, 3, 1, 1)
+            colours = drawn[:, cycle] if kind == "colours" else 1 - drawn[:, cycle]
+            hidden = colours.flatten(0, 1)[:, :, None, None]
         masks = cut(field, quantiles).flatten(0, 1)[:, None].requires_grad_()
         loss = game.loss(view, masks, hidden)
         # The loss itself goes through the network: backward clipping tells raising from lowering by its sign.
@@ -84,9 +85,9 @@ def cut(field: Tensor, quantiles: Sequence[float]) -> Tensor:
 
 
 def spread_colours(view: View, count: int) -> Tensor:
-    """Constant colours (B, count, 3) in [0, 1): a Sobol sequence, shifted at random for each picture."""
-    points = torch.quasirandom.SobolEngine(3).draw(count).to(view.device)
-    return (points + view.draw("rand", (1, 3), "fei colours")) % 1
+    """Constant colours (B, count, channels) in [0, 1): a Sobol sequence, shifted at random for each picture."""
+    points = torch.quasirandom.SobolEngine(view.images.shape[1]).draw(count).to(view.device)
+    return (points + view.draw("rand", (1, view.images.shape[1]), "fei colours")) % 1
 
 
 def standardised(gradient: Tensor) -> Tensor:

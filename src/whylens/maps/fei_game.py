@@ -40,7 +40,7 @@ class Game:
         Args:
             view: B pictures.
             mask: (n, 1, H, W), n a multiple of B, masks of one picture behind each other.
-            colour: (n, 3, 1, 1) or (n, 3, H, W), what replaces pixels.
+            colour: (n, C, 1, 1) or (n, C, H, W), what replaces pixels.
 
         Cost: n passes, twice that for the hybrid game.
         """

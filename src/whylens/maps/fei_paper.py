@@ -37,8 +37,8 @@ class Adam:
 
 
 def colours(view: View, quantiles: int, iterations: int) -> Tensor:
-    """Constant colours (B, quantiles, iterations, 3) in [0, 1], uniform over the 256 values of each channel."""
-    drawn = view.draw("rand", (quantiles, iterations, 3), "fei colours")
+    """Constant colours (B, quantiles, iterations, channels) in [0, 1], uniform over the 256 values of each channel."""
+    drawn = view.draw("rand", (quantiles, iterations, view.images.shape[1]), "fei colours")
     return (drawn * 256).floor().clamp(max=255) / 255
 
 
@@ -67,7 +67,7 @@ def sequential_masks(view: View, game: Game, quantiles: Sequence[float], iterati
             variable = delta.clone().requires_grad_()
             mask = before + variable
             area = (mask.sum((1, 2, 3)) - budget).abs()
-            loss = game.loss(view, mask, drawn[:, k, step].view(count, 3, 1, 1)) + BETA * area
+            loss = game.loss(view, mask, drawn[:, k, step].view(count, -1, 1, 1)) + BETA * area
             gradient = view.gradient(loss, variable, what="the mask")
             delta = torch.minimum(adam.step(delta, gradient, rate).clamp(min=0), room)
         # The sum of two floats may pass 1 by a rounding.

@@ -103,10 +103,10 @@ class IgosPlusPlus(MapMethod):
         """The averaged gradient of what is to be small, by both masks (2, B, rows, columns)."""
         total = torch.zeros_like(masks)
         scale = torch.arange(1, self.points + 1, device=view.device) / self.points
-        spread = torch.as_tensor(view.classifier.preprocessing.std, device=view.device).reshape(3, 1, 1)
+        spread = torch.as_tensor(view.classifier.preprocessing.std, device=view.device).reshape(-1, 1, 1)
         for part, deletion in (("deletion", True), ("insertion", False), ("both", True), ("both", False)):
             # All points are drawn before they are shared out, so that the numbers do not depend on the batch.
-            drawn = torch.stack([torch.randn((self.points, 3, *view.size), generator=g) for g in generators])
+            drawn = torch.stack([torch.randn((self.points, len(spread), *view.size), generator=g) for g in generators])
             for chosen in torch.arange(self.points).split(max(1, rows_at_once(view) // len(view))):
                 rows = torch.arange(len(view), device=view.device).repeat_interleave(len(chosen))
                 leaves = masks.detach().clone().requires_grad_(True)

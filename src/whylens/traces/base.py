@@ -152,7 +152,7 @@ class TraceMethod(ABC):
         takes another such pass and some ten backward passes between neighbouring layers.
         """
         self.validate()
-        check_pictures(images)
+        check_pictures(images, (lens if isinstance(lens, Classifier) else lens.classifier).channels)
         if isinstance(batch_size, bool) or batch_size < 1:
             raise InputError(f"batch_size must be a whole number of at least 1; it is {batch_size!r}.")
         lens = Traced(lens) if isinstance(lens, Classifier) else lens
@@ -226,7 +226,7 @@ class TraceMethod(ABC):
         Cost: one held pass of all pictures at once, and a backward pass for each concept and one more.
         """
         self.validate()
-        check_pictures(images)
+        check_pictures(images, (lens if isinstance(lens, Classifier) else lens.classifier).channels)
         lens = Traced(lens) if isinstance(lens, Classifier) else lens
         (place,) = find_places(lens.classifier, [chosen_layer(lens, self.layer)])
         held = HeldNetwork(lens.classifier, images, [place], mode=self.mode, hold=self.hold)
