@@ -1,10 +1,11 @@
 """Concepts of the built-in networks: latents of their dictionaries beside channels and NMF concepts; the cost of C2.
 
-python benchmarks/concepts.py --data FOLDER [--pictures 1000] [--only table speed] [--out benchmarks/results]
+python benchmarks/concepts.py --data FOLDER [--pictures 500] [--deleted 20] [--only table speed] [--work FOLDER]
 
 FOLDER holds val.tar and train-0.tar (members WNID/FILE) with classes.csv. All bases are measured alike: activation maps
-at the layer's resolution, C2 by the built-in encoder, the same pictures. NMF is fitted on pictures of train-0.tar by
-multiplicative updates (Lee and Seung, 2001).
+at the layer's resolution, C2 by the built-in encoder, the same held-out pictures. NMF is fitted on pictures of
+train-0.tar. Deletion takes the latents of the first pictures away in four orders, see ``whylens evaluate --kind traces``.
+Finished rows stay in ``--work``, so that the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,25 +13,33 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from harness import Row, interleaved, write_results
 from torch import Tensor
 
+from whylens.claims.factorisation import nmf_codes, nmf_directions
 from whylens.classifiers import Classifier
 from whylens.dictionaries import Dictionary
+from whylens.evaluation.traces import evaluate_traces
 from whylens.lens import Lens
 from whylens.lens.latents import LatentReader, last_map
 from whylens.metrics.backbones import load_backbone
 from whylens.metrics.consistency import c2_score, consistency, consistency_over_pairs
+from whylens.metrics.intervals import bootstrap
 
 LENSES = ("tiny-imagenet-bcos", "tiny-imagenet")
-NMF_CONCEPTS, NMF_STEPS, CODE_STEPS = 64, 150, 60
+NMF_CONCEPTS = 64
+# What contributions are, by lens.
+METHODS = {"tiny-imagenet-bcos": "fact", "tiny-imagenet": "frozen_gate"}
 # A code counts as active above this share of the largest of its vector: NMF's are never exactly zero.
 ACTIVE = 0.01
 
@@ -73,25 +82,6 @@ def cells_of(classifier: Classifier, x: Tensor) -> Tensor:
     """Features at positions (N, P, d), half precision."""
     with torch.no_grad():
         return torch.cat([classifier.features(part).flatten(2).transpose(1, 2).half() for part in x.split(100)])
-
-
-def nmf(vectors: Tensor, concepts: int, steps: int) -> Tensor:
-    """Non-negative directions (K, d) with vectors = codes @ directions, unit rows."""
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.rand(len(vectors), concepts, generator=generator)
-    rows = torch.rand(concepts, vectors.shape[1], generator=generator)
-    for _ in range(steps):
-        codes *= (vectors @ rows.T) / (codes @ (rows @ rows.T)).clamp_min(1e-9)
-        rows *= (codes.T @ vectors) / ((codes.T @ codes) @ rows).clamp_min(1e-9)
-    return torch.nn.functional.normalize(rows, dim=1)
-
-
-def nmf_codes(vectors: Tensor, rows: Tensor, steps: int = CODE_STEPS) -> Tensor:
-    gram, target = rows @ rows.T, vectors @ rows.T
-    codes = target.clamp_min(1e-6)
-    for _ in range(steps):
-        codes = codes * target / (codes @ gram).clamp_min(1e-9)
-    return codes
 
 
 def bases(dictionary: Dictionary, rows: Tensor) -> list[Basis]:
@@ -164,7 +154,8 @@ def measure(
     }
 
 
-def table(data: Path, limit: int, lenses: Sequence[str], own: Path | None) -> list[Row]:
+def table(data: Path, limit: int, lenses: Sequence[str], own: Path | None, deleted: int, work: Path) -> list[Row]:
+    """One row a basis; rows that are in ``work`` are read."""
     rows: list[Row] = []
     eyes = load_backbone("builtin:tiny")
     for name in lenses:
@@ -173,28 +164,66 @@ def table(data: Path, limit: int, lenses: Sequence[str], own: Path | None) -> li
             lens = lens.with_dictionary(Dictionary.load(own)).with_more_dictionaries()
         pictures = read(data, "val.tar", lens.classifier, limit)
         fitting = read(data, "train-0.tar", lens.classifier, limit)
-        seen = torch.cat([eyes(part) for part in pictures.x.split(100)])
         with torch.no_grad():
             logits = torch.cat([lens.classifier.logits(part) for part in pictures.x.split(100)])
         plain = float((logits.argmax(1) == pictures.labels).float().mean())
+        seen: Tensor | None = None
         for dictionary in lens.dictionaries:
             reader = LatentReader(lens.classifier, dictionary)
             at = reader.classifier
+            files = [work / f"{name}--{at.features_name}--{basis}.json" for basis in ("latents", "channels", "NMF")]
+            areas = deletion(data, lens, name, dictionary, deleted, work)
+            if all(file.exists() for file in files):
+                found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+                rows += [{**row, **(areas if n == 0 else dict.fromkeys(areas, ""))} for n, row in enumerate(found)]
+                continue
+            seen = torch.cat([eyes(part) for part in pictures.x.split(100)]) if seen is None else seen
             # Pooled features of a network that averages last are the mean of its last map.
             below = at if at.spatial else at.at(last_map(at))
             grid = tuple(below.features(pictures.x[:1]).shape[2:])
             cells = cells_of(below, pictures.x)
             vectors = cells_of(below, fitting.x).float()
             vectors = vectors.flatten(0, 1) if at.spatial else vectors.mean(1)
-            vectors = vectors[torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:16000]]
-            directions = nmf(vectors.clamp_min(0), NMF_CONCEPTS, NMF_STEPS)
-            for basis in bases(dictionary, directions):
-                started = time.perf_counter()
+            directions = nmf_directions(vectors.clamp_min(0), NMF_CONCEPTS)
+            for n, (basis, file) in enumerate(zip(bases(dictionary, directions), files, strict=True)):
+                started = time.process_time()
                 row = {"network": name} | measure(at, cells, grid, pictures, basis, seen)
-                row["accuracy without"] = round(plain, 3)
-                rows.append(row)
-                print(row, f"{time.perf_counter() - started:.0f} s", flush=True)
+                row["points lost"] = round(100 * (plain - row["accuracy"]), 1) + 0.0
+                file.write_text(json.dumps(row), encoding="utf-8")
+                rows.append({**row, **(areas if n == 0 else dict.fromkeys(areas, ""))})
+                print(row, f"{time.process_time() - started:.0f} s", flush=True)
     return rows
+
+
+def deletion(data: Path, lens: Lens, name: str, dictionary: Dictionary, count: int, work: Path) -> Row:
+    """Areas under the deletion curve of the predicted class's logit in four orders, mean and bootstrap 95 % interval."""
+    method = METHODS.get(name, "frozen_gate")
+    layer = dictionary.layer or "features"
+    out = work / f"deletion--{name}--{layer}"
+    orders = (method, "gradient", "sobol", "random")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        with tarfile.open(data / "val.tar") as tar:
+            members = [m for m in tar.getmembers() if m.isfile()]
+            for number, member in enumerate(members[:: max(1, len(members) // count)][:count]):
+                file = tar.extractfile(member)
+                assert file is not None
+                paths.append(Path(folder) / f"{number:04d}.JPEG")
+                paths[-1].write_bytes(file.read())
+        if not (out / "results.json").exists():
+            evaluate_traces(lens, paths, orders, out, layer=layer)
+    pictures = [json.loads(f.read_text(encoding="utf-8")) for f in sorted((out / "rows").glob("*.json"))]
+    row: Row = {}
+    for order in orders:
+        values = []
+        for picture in pictures:
+            found = picture["methods"][order]["values"]
+            values.append(next(v for key, v in found.items() if key.startswith("deletion-concepts/logit/")))
+        interval = bootstrap(np.array(values, np.float64)[:, None], seed=0)[0]
+        label = "contributions" if order == method else order
+        row[f"deletion AUC, {label}"] = f"{interval.mean:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    print(name, layer, row, flush=True)
+    return row
 
 
 def speed() -> list[Row]:
@@ -226,16 +255,19 @@ def speed() -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--deleted", type=int, default=20, help="pictures whose concepts are deleted")
+    parser.add_argument("--work", type=Path, default=Path("concepts-work"), help="folder of finished rows")
     parser.add_argument("--lenses", nargs="*", default=LENSES)
     parser.add_argument("--dictionary", type=Path, help="instead of those that the lens ships")
     parser.add_argument("--only", nargs="*", choices=("table", "speed"), default=["table", "speed"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     sections: dict[str, list[Row]] = {}
     if "table" in options.only:
         sections[f"Concepts on {options.pictures} validation pictures"] = table(
-            options.data, options.pictures, options.lenses, options.dictionary
+            options.data, options.pictures, options.lenses, options.dictionary, options.deleted, options.work
         )
     if "speed" in options.only:
         sections["Consistency of one concept"] = speed()

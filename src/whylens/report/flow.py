@@ -104,9 +104,9 @@ def flow_lines(flow: Flow, count: int = 5) -> list[str]:
 
 
 def _end(node: FlowNode, last: str) -> str:
-    """A node's name; of an earlier layer with it, since two layers have latents of the same number."""
+    """A node's name; that of an early layer with it, since two layers have latents of the same number."""
     name = numbers.printable(node.name)
-    return name if node.latent is None or node.layer == last else f"{name} ({numbers.printable(node.layer)})"
+    return name if node.layer in (last, "picture") else f"{name} ({numbers.printable(node.layer)})"
 
 
 def _draw(
