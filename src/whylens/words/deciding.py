@@ -63,12 +63,15 @@ class Deciding:
         )
 
     def under(self, row: int, gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Active units (n,) of a picture, and their attributions (R, n) under other gradients (R, d) of an affine head."""
-        active = self.amounts[row].nonzero().flatten()
+        """Units (n,) of a picture, and their attributions (R, n) under other gradients (R, d) of an affine head.
+
+        Every active latent is among them; feature units are all there, because most of them are active, and the
+        attribution of one that is not is 0.
+        """
         if self.dictionary is None:
-            directions = gradients[:, active]
-        else:
-            directions = gradients @ self.dictionary.decoder.to(gradients)[active].T
+            return torch.arange(self.amounts.shape[1], device=gradients.device), gradients * self.amounts[row]
+        active = self.amounts[row].nonzero().flatten()
+        directions = gradients @ self.dictionary.decoder.to(gradients)[active].T
         return active, directions * self.amounts[row, active]
 
     def shares(self, chosen: Chosen) -> list[tuple[str, ...]]:
