@@ -148,7 +148,17 @@ def measure_consistency(world: ClaimWorld) -> Finding:
                 notes += note
     if not effects:
         raise UntestableError("There are dictionaries of pooled features only, which have no positions.")
+    notes = (_tally(effects), *notes)
     return _finding(CONSISTENCY, effects, "C2, or share", "c2/code-top5%-min10-bilinear/v1", notes)
+
+
+def _tally(effects: Sequence[Effect]) -> str:
+    """How many of the deciding intervals lie above zero, for consistency and accuracy apart."""
+    sides = []
+    for name, measure in (("C2", ""), ("Accuracy", POINTS)):
+        lows = [e.low for e in effects if e.decides and e.measure == measure and e.low is not None]
+        sides.append(f"{name}: {sum(low > 0 for low in lows)} of {len(lows)} intervals above zero")
+    return "; ".join(sides) + "."
 
 
 def _consistency(world: ClaimWorld, source: ConceptSource, dictionary: Dictionary) -> list[Effect]:
@@ -293,7 +303,8 @@ def _unpaired(comparison: str, network: str, first: Array, second: Array, seed: 
 def _finding(claim: Claim, effects: Sequence[Effect], unit: str, protocol: str, notes: tuple[str, ...] = ()) -> Finding:
     outcome = verdict(effects)
     networks = list(dict.fromkeys(effect.network for effect in effects))
-    counts = {n: max(e.pictures for e in effects if e.network == n and not e.measure) for n in networks}
+    # The first effect of a network is one over pictures; later ones may be over concepts.
+    counts = {n: next(e.pictures for e in effects if e.network == n) for n in networks}
     return Finding(
         claim.name,
         outcome,

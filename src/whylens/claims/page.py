@@ -92,8 +92,10 @@ def _table(effects: Sequence[Effect], unit: str) -> list[str]:
 
 
 def _cell(effect: Effect) -> str:
+    """Differences with their sign, which is what they are read for."""
     if effect.mean is None:
         return "–"
+    sign = "+" if " − " in effect.comparison or "Spearman" in effect.comparison or effect.mean < 0 else ""
     if effect.low is None or effect.high is None:
-        return f"{effect.mean:+.2f}"
-    return f"{effect.mean:+.2f} ({effect.low:+.2f} to {effect.high:+.2f})"
+        return f"{effect.mean:{sign}.2f}"
+    return f"{effect.mean:{sign}.2f} ({effect.low:{sign}.2f} to {effect.high:{sign}.2f})"

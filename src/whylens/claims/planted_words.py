@@ -157,14 +157,21 @@ def _finding(
     notes: tuple[str, ...] = (),
 ) -> Finding:
     outcome = verdict(effects, above=above)
+    real = [name for name in dict.fromkeys(e.network for e in effects) if name not in scores]
     return Finding(
         claim.name,
         outcome,
         claim.meanings.get(outcome, ""),
-        f"planted/{HITS}/scenes={world.plan.scenes}/fit=own@1` and `{AREAS}",
+        f"planted/{HITS if above == 0 else PRESENT}/scenes={world.plan.scenes}/fit=own@1"
+        + (f"` and `{AREAS}" if any(e.measure for e in effects) else ""),
         unit,
-        f"{len(scores)} planted classifiers",
-        f"{world.plan.scenes} scenes each, those that the main question applies to",
+        ", ".join([f"{len(scores)} planted classifiers", *real]),
+        "; ".join(
+            [
+                f"{world.plan.scenes} scenes each, those that the main question applies to",
+                *(f"{max(e.pictures for e in effects if e.network == name)} ({name})" for name in real),
+            ]
+        ),
         tuple(effects),
         notes,
     )
