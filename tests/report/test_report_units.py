@@ -127,4 +127,5 @@ def test_without_pictures_the_page_says_how_to_get_them(explanation, words) -> N
     hint = unit_table(features, explanation, "texter").hint
     assert "--visualise" in hint
     assert "--concepts" not in hint
+    assert unit_table(features, explanation, "texter:runner-up").hint == ""
     assert "What these units respond to" not in render_html(explanation)

@@ -108,7 +108,8 @@ def unit_table(
         f"Together they carry {whole} of all contributions, counted without their signs.",
         tuple((side, rows) for side, rows in shown.items() if rows),
         tuple(cards.values()),
-        "" if cards or explanation is None else _hint(latents),
+        # The question about the runner-up has mostly the same units as the first, which stand above it.
+        "" if cards or explanation is None or ":" in name else _hint(latents),
     )
 
 
