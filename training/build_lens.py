@@ -15,6 +15,7 @@ import json
 import shutil
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def main() -> None:
             progress=lambda done, total: print(done, total, flush=True) if done % 2560 == 0 else None,
         )
     with tempfile.TemporaryDirectory() as folder:
+        # The package has no room for the reference pairs, which the everyday bank has no use for.
+        lens = replace(lens, reference_features=None, reference_embeddings=None)
         lens.save(Path(folder) / "lens")
         for name in ("lens.json", "lens.safetensors"):
             shutil.copyfile(Path(folder) / "lens" / name, home / name)

@@ -11,7 +11,7 @@ from whylens.classifiers import Classifier
 from whylens.encoders import Encoder
 from whylens.errors import FitError, InputError
 from whylens.images import read_picture
-from whylens.lens.reference import PairedPass, held_out_flags, run_paired_pass
+from whylens.lens.reference import PairedPass, held_out_flags, reference_flags, run_paired_pass
 from whylens.words import estimate_spectrum
 
 
@@ -82,6 +82,33 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same(
     torch.testing.assert_close(resumed.spectrum, whole.spectrum)
     for a, b in zip(resumed.moments.covariances(), whole.moments.covariances(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_pairs_that_the_lens_keeps_include_the_held_out_ones(
+    classifier: Classifier, encoder: Encoder, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whylens.lens.reference.MAX_REFERENCES", 50)
+    result = run(classifier, encoder, pictures)
+    names = [str(p) for p in pictures]
+    kept, held = torch.tensor(reference_flags(names, 0)), torch.tensor(held_out_flags(names, 0.2, 0))
+    assert int(kept.sum()) == 50 == len(result.reference_features)
+    assert bool((kept | ~held).all())
+    every = run(classifier, encoder, pictures, held_out=0.5)
+    both = held[kept]
+    torch.testing.assert_close(result.reference_features[both], result.features)
+    torch.testing.assert_close(result.reference_embeddings[both], result.embeddings, rtol=1e-3, atol=1e-3)
+    # A larger held-out part does not choose other pictures.
+    torch.testing.assert_close(every.reference_features, result.reference_features)
+
+    def stop_at_half(done: int, total: int) -> None:
+        if done >= total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, encoder, pictures, checkpoint=tmp_path / "half", progress=stop_at_half, save_every=16)
+    resumed = run(classifier, encoder, pictures, checkpoint=tmp_path / "half")
+    torch.testing.assert_close(resumed.reference_features, result.reference_features)
+    torch.testing.assert_close(resumed.reference_embeddings, result.reference_embeddings)
 
 
 def test_an_interruption_in_the_middle_of_an_update_keeps_the_last_whole_state(

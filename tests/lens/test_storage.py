@@ -33,6 +33,21 @@ def test_names_and_spectrum_come_back(lens: Lens, classifier: Classifier, tmp_pa
     assert other.fingerprint != lens.fingerprint
 
 
+def test_reference_pairs_come_back(lens: Lens, classifier: Classifier, tmp_path: Path) -> None:
+    assert lens.reference_features is not None
+    assert lens.reference_embeddings is not None
+    # Beyond the range of fp16, which some networks' features are.
+    large = dataclasses.replace(lens, reference_features=lens.reference_features * 1e6)
+    again = Lens.load(large.save(tmp_path / "lens"), classifier=classifier)
+    torch.testing.assert_close(again.reference_features, large.reference_features, rtol=0, atol=0)
+    torch.testing.assert_close(again.reference_embeddings, lens.reference_embeddings, rtol=0, atol=0)
+    assert large.fingerprint != lens.fingerprint
+    without = dataclasses.replace(lens, reference_features=None, reference_embeddings=None)
+    again = Lens.load(without.save(tmp_path / "without"), classifier=classifier)
+    assert again.reference_features is None
+    assert again.reference_embeddings is None
+
+
 def test_saving_twice_is_refused_and_overwriting_is_not(lens: Lens, classifier: Classifier, tmp_path: Path) -> None:
     folder = lens.save(tmp_path / "lens")
     with pytest.raises(StoreError, match="exists already"):

@@ -29,7 +29,7 @@ def slow_direction(world: World, name: str, t: int, z: torch.Tensor, std: torch.
     b = world.aligner.reverse_weight.double().numpy()
     if name == "reverse":
         return b @ centred
-    if name == "reverse-contrast":
+    if name in ("reverse-contrast", "substitution"):  # The world keeps no reference pictures.
         # All phrases are of one group, whose mean is the bank's.
         units = (e - e.mean(0)) / np.linalg.norm(e - e.mean(0), axis=1, keepdims=True)
         return b @ (e[t] - np.average(e, axis=0, weights=1 - units @ units[t]))
@@ -256,7 +256,7 @@ def test_bad_settings_and_classes_are_named(world: World) -> None:
     logits = lens.classifier.head(z).detach()
     for method, message in (
         (FaithTrace(direction="revers"), "Did you mean 'reverse'"),
-        (FaithTrace(weighting="x"), "Accepted: contrast"),
+        (FaithTrace(weighting="x"), "Accepted: shown, contrast"),
         (FaithTrace(function="prob"), "function"),
         (FaithTrace(k=0), "k must be"),
         (FaithTrace(draws=5), "draws"),

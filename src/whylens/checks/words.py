@@ -13,6 +13,7 @@ from torch import Tensor
 from whylens.errors import WhylensError
 from whylens.randomness import picture_hash, torch_generator
 from whylens.types import Phrase, Words
+from whylens.words.base import of_pictures
 
 TOLERANCE = 1e-5
 
@@ -62,7 +63,14 @@ def check_words_method(method: Any, lens: Any, *, images: Tensor | None = None, 
     if getattr(method, "layer", None) is None:
         hashes = [picture_hash(picture) for picture in images]
         shared = method.from_features(
-            lens, features, logits, logits.argmax(1), contrasts=None, image_hashes=hashes, seed=seed
+            lens,
+            features,
+            logits,
+            logits.argmax(1),
+            contrasts=None,
+            image_hashes=hashes,
+            seed=seed,
+            **of_pictures(method, lens, images),
         )
         _agree(method, results, shared, "pictures and their features")
     if logits.shape[1] > 1:

@@ -15,6 +15,7 @@ from whylens.evaluation.rows import sentence
 from whylens.lens import Lens
 from whylens.randomness import torch_generator
 from whylens.types import Words
+from whylens.words.base import of_pictures
 from whylens.words.class_names import class_name_embeddings
 from whylens.words.tables import LensLike
 
@@ -98,7 +99,15 @@ def _call(method: Any, lens: LensLike, seen: Seen, seed: int) -> list[Words]:
     if hasattr(method, "from_features") and getattr(method, "layer", None) is None:
         hashes = list(seen.hashes)
         return list(
-            method.from_features(lens, seen.features, seen.logits, seen.targets, image_hashes=hashes, seed=seed)
+            method.from_features(
+                lens,
+                seen.features,
+                seen.logits,
+                seen.targets,
+                image_hashes=hashes,
+                seed=seed,
+                **of_pictures(method, lens, seen.images),
+            )
         )
     return list(method(lens, seen.images, seen.targets, seed=seed))
 

@@ -80,9 +80,9 @@ def fit(
         FitError: too few pictures, or an aligner too poor to be believed; the message says what to try.
 
     Cost: one forward pass of classifier and encoder for each picture, memory independent of their number beyond 5,000
-    held-out feature vectors. A dictionary costs one more pass of the classifier, its training, and 2 bytes of disk for
+    held-out feature vectors and the 1,500 pairs that the lens keeps (see :mod:`whylens.words.substitution`). A dictionary costs one more pass of the classifier, its training, and 2 bytes of disk for
     each feature value while it lasts. Thumbnails cost a forward pass up to each dictionary's layer for each picture, and
-    about 1.3 kB of disk for each picture that is kept.
+    about 1.6 kB of disk for each picture that is kept.
     """
     started = time.perf_counter()
     if isinstance(classifier, str):
@@ -173,6 +173,8 @@ def fit(
         latent_exemplars=exemplars,
         class_embeddings=readable_class_names(encoder, classifier.class_names, tuple(templates)),
         spectrum=paired.spectrum,
+        reference_features=paired.reference_features,
+        reference_embeddings=paired.reference_embeddings,
         thumbnails=pictured,
     )
 

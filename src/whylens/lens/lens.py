@@ -34,6 +34,7 @@ from whylens.lens.visuals import check_visualise, visualise_units, without_units
 from whylens.randomness import picture_hash
 from whylens.registry import get_method
 from whylens.types import ClassScore, Explanation, HeatMap, Prediction, Provenance, Trace, UnitPicture, Words
+from whylens.words.base import of_pictures
 
 if TYPE_CHECKING:
     from whylens.lens.atlas import Atlas
@@ -74,6 +75,8 @@ class Lens:
             it does not know; None where it knows none.
         spectrum: (3, h, w) mean magnitude spectrum of the pictures of the fit, see
             :func:`whylens.words.estimate_spectrum`; it makes feature visualisations look natural.
+        reference_features: (N, d) pooled features of some pictures of the fit, and ``reference_embeddings`` (N, m) of the
+            same, from which :mod:`whylens.words.substitution` learns; None in lenses that keep none.
         thumbnails: the pictures that activate each unit most, see :meth:`top_pictures`; None where none were kept. They
             illustrate and determine nothing, so the fingerprint leaves them out.
     """
@@ -90,6 +93,8 @@ class Lens:
     latent_exemplars: Tensor | None = None
     class_embeddings: Tensor | None = None
     spectrum: Tensor | None = None
+    reference_features: Tensor | None = None
+    reference_embeddings: Tensor | None = None
 
     more_dictionaries: tuple[Dictionary, ...] = ()
     thumbnails: Thumbnails | None = None
@@ -107,7 +112,13 @@ class Lens:
             arrays = [
                 t.numpy() for _, t in sorted({**self.aligner.to_tensors(), **self.statistics.to_tensors()}.items())
             ]
-            later = (self.latent_exemplars, self.class_embeddings, self.spectrum)
+            later = (
+                self.latent_exemplars,
+                self.class_embeddings,
+                self.spectrum,
+                self.reference_features,
+                self.reference_embeddings,
+            )
             arrays += [t.numpy() for t in later if t is not None]
             extra = [dictionary.fingerprint for dictionary in self.dictionaries]
             cached = content_hash(
@@ -297,13 +308,23 @@ class Lens:
         asked_runner_up = False
         for name, method in methods.items():
             if kinds[name] == "words":
+                embeddings = of_pictures(method, self, x)
 
-                def ask(against: Tensor | None, method: Any = method) -> list[Words]:
+                def ask(
+                    against: Tensor | None, method: Any = method, seen: dict[str, Tensor] = embeddings
+                ) -> list[Words]:
                     if getattr(method, "layer", None) is not None:
                         return list(method(self, x, targets, contrasts=against, seed=seed))
                     return list(
                         method.from_features(
-                            self, features, logits, targets, contrasts=against, image_hashes=hashes, seed=seed
+                            self,
+                            features,
+                            logits,
+                            targets,
+                            contrasts=against,
+                            image_hashes=hashes,
+                            seed=seed,
+                            **seen,
                         )
                     )
 

@@ -24,6 +24,8 @@ from whylens.store import atomic_folder
 from whylens.words.spectrum import SpectrumMean
 
 MAX_HELD_OUT = 5000
+# Pairs that the lens keeps: what pairs of attribute values do needs more than a few hundred (docs/planted.md).
+MAX_REFERENCES = 1500
 Progress = Callable[[int, int], None]
 
 
@@ -38,6 +40,8 @@ class PairedPass:
         used: pictures that were read, held-out ones included.
         failed: (picture, reason) of those that could not be read.
         spectrum: (3, h, w) mean magnitude spectrum of all pictures, or None where they are plain grey.
+        reference_features, reference_embeddings: of the pictures of :func:`reference_flags`, held-out ones among them; the
+            embeddings at the precision that a lens is saved with.
     """
 
     moments: Moments
@@ -46,6 +50,13 @@ class PairedPass:
     used: int
     failed: tuple[tuple[str, str], ...] = field(default=())
     spectrum: Tensor | None = None
+    reference_features: Tensor | None = None
+    reference_embeddings: Tensor | None = None
+
+
+def reference_flags(names: Sequence[str], seed: int) -> list[bool]:
+    """Which pictures' pairs the lens keeps: at most 1,500, in the order that chooses held-out ones, which come first."""
+    return _first(names, min(MAX_REFERENCES, len(names)), seed)
 
 
 def held_out_flags(names: Sequence[str], share: float, seed: int) -> list[bool]:
@@ -53,7 +64,10 @@ def held_out_flags(names: Sequence[str], share: float, seed: int) -> list[bool]:
 
     ``share`` of them, at least 20 and at most 5,000 and never more than half.
     """
-    count = min(max(20, round(share * len(names))), MAX_HELD_OUT, len(names) // 2)
+    return _first(names, min(max(20, round(share * len(names))), MAX_HELD_OUT, len(names) // 2), seed)
+
+
+def _first(names: Sequence[str], count: int, seed: int) -> list[bool]:
     keys = [hashlib.sha256(f"{seed}\x1f{name}".encode()).digest() for name in names]
     chosen = set(sorted(range(len(names)), key=lambda i: (keys[i], i))[:count])
     return [i in chosen for i in range(len(names))]
@@ -83,9 +97,11 @@ def run_paired_pass(
     Cost: one forward pass of the classifier and of the encoder for each picture.
     """
     names = [str(p) if isinstance(p, Path) else p.sha256 for p in pictures]
-    flags = held_out_flags(names, held_out, seed)
+    flags, references = held_out_flags(names, held_out, seed), reference_flags(names, seed)
     key = content_hash(
-        canonical_json([classifier.fingerprint, encoder.fingerprint, batch_size, held_out, seed, "spectrum"]),
+        canonical_json(
+            [classifier.fingerprint, encoder.fingerprint, batch_size, held_out, seed, "spectrum", "references"]
+        ),
         "\n".join(names),
     )
     state = _State.empty(classifier.width, encoder.width, classifier.size)
@@ -107,7 +123,9 @@ def run_paired_pass(
                         embeddings = encoder.encode_images(y).float().cpu()
                 whole = False
                 if good:
-                    state.add(features, embeddings, torch.tensor([flags[start + i] for i in good]))
+                    state.add(
+                        features, embeddings, *(torch.tensor([f[start + i] for i in good]) for f in (flags, references))
+                    )
                     state.spectrum.update(x)
                 state.failed += [
                     [names[start + i], str(item)] for i, item in enumerate(items) if isinstance(item, PictureError)
@@ -129,12 +147,18 @@ def run_paired_pass(
         raise
     return PairedPass(
         state.moments,
-        torch.cat(state.features) if state.features else torch.zeros(0, classifier.width),
-        torch.cat(state.embeddings) if state.embeddings else torch.zeros(0, encoder.width),
+        _joined(state.features, classifier.width),
+        _joined(state.embeddings, encoder.width),
         state.done - len(state.failed),
         tuple((name, reason) for name, reason in state.failed),
         state.spectrum.spectrum() if float(state.spectrum.total.sum()) > 0 else None,
+        _joined(state.reference_features, classifier.width),
+        _joined(state.reference_embeddings, encoder.width).half().float(),
     )
+
+
+def _joined(parts: Sequence[Tensor], width: int) -> Tensor:
+    return torch.cat(list(parts)) if parts else torch.zeros(0, width)
 
 
 def _refuse_unreadable(state: _State, count: int) -> None:
@@ -184,17 +208,22 @@ class _State:
     done: int
     failed: list[list[str]]
     spectrum: SpectrumMean
+    reference_features: list[Tensor] = field(default_factory=list)
+    reference_embeddings: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def empty(cls, width: int, embedding_width: int, size: tuple[int, int]) -> _State:
         return cls(Moments(width, embedding_width), [], [], 0, [], SpectrumMean(size))
 
-    def add(self, features: Tensor, embeddings: Tensor, held: Tensor) -> None:
+    def add(self, features: Tensor, embeddings: Tensor, held: Tensor, kept: Tensor) -> None:
         if (~held).any():
             self.moments.update(features[~held], embeddings[~held])
         if held.any():
             self.features.append(features[held])
             self.embeddings.append(embeddings[held])
+        if kept.any():
+            self.reference_features.append(features[kept])
+            self.reference_embeddings.append(embeddings[kept])
 
     def save(self, folder: Path, key: str) -> None:
         tensors = {f"moments.{name}": tensor for name, tensor in self.moments.state_dict().items()}
@@ -202,6 +231,9 @@ class _State:
         if self.features:
             tensors["features"] = torch.cat(self.features)
             tensors["embeddings"] = torch.cat(self.embeddings)
+        if self.reference_features:
+            tensors["reference_features"] = torch.cat(self.reference_features)
+            tensors["reference_embeddings"] = torch.cat(self.reference_embeddings)
         with atomic_folder(folder, overwrite=True) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
             meta = {"key": key, "done": self.done, "failed": self.failed, "spectrum": self.spectrum.count}
@@ -228,4 +260,5 @@ class _State:
         embeddings = [tensors["embeddings"]] if "embeddings" in tensors else []
         spectrum = SpectrumMean(size)
         spectrum.total, spectrum.count = tensors["spectrum"], int(meta["spectrum"])
-        return cls(moments, features, embeddings, int(meta["done"]), list(meta["failed"]), spectrum)
+        kept = [[tensors[n]] if n in tensors else [] for n in ("reference_features", "reference_embeddings")]
+        return cls(moments, features, embeddings, int(meta["done"]), list(meta["failed"]), spectrum, *kept)

@@ -26,7 +26,7 @@ from whylens.store import atomic_file, atomic_folder
 LENS_SCHEMA = "1.0"
 DICTIONARY = "dictionary"
 # Tensors of a lens that may be absent.
-OPTIONAL = ("latent_exemplars", "class_embeddings", "spectrum")
+OPTIONAL = ("latent_exemplars", "class_embeddings", "spectrum", "reference_features", "reference_embeddings")
 BUILT_IN = Path(__file__).parent / "data"
 
 
@@ -67,7 +67,8 @@ def save_lens(lens: Lens, folder: Path, *, overwrite: bool) -> Path:
     for name in OPTIONAL:
         value = getattr(lens, name)
         if value is not None:
-            tensors[name] = value.half()
+            # Features have any range; what they overflow in fp16 would come back as infinite.
+            tensors[name] = value if name == "reference_features" else value.half()
     if lens.dictionary is not None:
         meta["dictionary"] = lens.dictionary.fingerprint
     if lens.more_dictionaries:

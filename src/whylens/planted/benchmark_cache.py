@@ -24,6 +24,7 @@ from whylens.planted.rendering import render, render_batch
 from whylens.planted.scene import Scene
 from whylens.planted.shapley import ShapleyValues, shapley_values
 from whylens.store import atomic_file
+from whylens.words.reader import embed_pictures
 
 if TYPE_CHECKING:
     from whylens.classifiers import Classifier
@@ -160,15 +161,6 @@ def paired_features(
 def _batches(scenes: Sequence[Scene], size: int) -> Iterator[Tensor]:
     for start in range(0, len(scenes), BATCH):
         yield scene_tensor(scenes[start : start + BATCH], size)
-
-
-def embed_pictures(encoder: Encoder, pictures: Tensor) -> Tensor:
-    """Unit embeddings (N, m) of pictures (N, 3, H, W), framed as the encoder wants them where its size is another."""
-    if tuple(pictures.shape[2:]) != tuple(encoder.size):
-        arrays = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-        pictures = torch.stack([encoder.preprocess(array) for array in arrays])
-    with torch.no_grad():
-        return encoder.encode_images(pictures).float().cpu()
 
 
 def _measure_together(

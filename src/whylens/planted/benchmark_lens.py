@@ -16,6 +16,7 @@ from whylens.errors import InputError
 from whylens.lens import Lens
 from whylens.lens.fitting import latent_exemplars
 from whylens.lens.lens import EncoderReference
+from whylens.lens.reference import MAX_REFERENCES
 from whylens.planted.benchmark_cache import paired_features
 from whylens.planted.phrases import USES, ScenePhrase, scene_phrases
 from whylens.planted.rules import draw
@@ -94,6 +95,8 @@ def fit_scene_lens(
         encoder=reference,
         name=f"{classifier.name} ({fit})",
         reader=encoder,
+        reference_features=features[-MAX_REFERENCES:],
+        reference_embeddings=embeddings[-MAX_REFERENCES:],
     )
 
 

@@ -18,7 +18,6 @@ from whylens.metrics.maps import score_maps as curve_areas_of
 from whylens.planted.benchmark_cache import (
     cached_shapley,
     effect_tables,
-    embed_pictures,
     paired_features,
     scene_tensor,
 )
@@ -41,6 +40,8 @@ from whylens.planted.scoring_words import WordsAnswer, read_words, score_words, 
 from whylens.randomness import picture_hash
 from whylens.traces import Traced
 from whylens.types import Trace
+from whylens.words.base import of_pictures
+from whylens.words.reader import embed_pictures
 
 if TYPE_CHECKING:
     from whylens.classifiers import Classifier
@@ -197,6 +198,7 @@ class Stage:
                     contrasts=contrasts,
                     image_hashes=hashes,
                     seed=self.plan.seed,
+                    **of_pictures(method, lens, self.pictures[rows]),
                 )
             if not isinstance(found, list) or len(found) != len(rows):
                 # Let the reader of results say what is wrong.

@@ -38,6 +38,7 @@ class Scene:
         seed: of the random draws; hashes: content hashes of the pictures.
         layer_gradient: (B, d) what acts as the gradient where a method works at an intermediate layer.
         lens: the lens itself, for methods that read more of it than every lens has.
+        embeddings: (B, m) of the pictures, where the method reads them; see :meth:`WordsMethod.picture_embeddings`.
     """
 
     classifier: Classifier
@@ -54,6 +55,7 @@ class Scene:
     hashes: Sequence[str]
     layer_gradient: Tensor | None = None
     lens: LensLike | None = None
+    embeddings: Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -132,7 +134,20 @@ class WordsMethod(ABC):
         with torch.no_grad():
             features, logits = lens.classifier.features_and_logits(images.to(lens.classifier.device))
         hashes = [picture_hash(picture) for picture in images]
-        return self.from_features(lens, features, logits, targets, contrasts=contrasts, image_hashes=hashes, seed=seed)
+        return self.from_features(
+            lens,
+            features,
+            logits,
+            targets,
+            contrasts=contrasts,
+            image_hashes=hashes,
+            seed=seed,
+            **of_pictures(self, lens, images),
+        )
+
+    def picture_embeddings(self, lens: LensLike, images: Tensor) -> Tensor | None:
+        """Embeddings (B, m) of the pictures (B, 3, H, W) themselves, for methods that read them; None: this one does not."""
+        return None
 
     def from_features(
         self,
@@ -143,6 +158,7 @@ class WordsMethod(ABC):
         contrasts: Tensor | None = None,
         image_hashes: Sequence[str] | None = None,
         seed: int = 0,
+        embeddings: Tensor | None = None,
     ) -> list[Words]:
         """Explain from features and logits that are at hand, so that several methods share one forward pass.
 
@@ -154,11 +170,13 @@ class WordsMethod(ABC):
             contrasts: (B,) class indices to explain against, or None.
             image_hashes: content hashes of the pictures, for methods that draw per picture.
             seed: of the random draws.
+            embeddings: (B, m) what :meth:`picture_embeddings` gives; without them a method that reads pictures makes do
+                with their features.
 
         Raises:
             InputError: for settings, classes or shapes that cannot be used.
         """
-        return self._explain(lens, features, logits, targets, contrasts, image_hashes, seed)
+        return self._explain(lens, features, logits, targets, contrasts, image_hashes, seed, embeddings=embeddings)
 
     def _explain(
         self,
@@ -170,6 +188,7 @@ class WordsMethod(ABC):
         image_hashes: Sequence[str] | None,
         seed: int,
         layer_gradient: Tensor | None = None,
+        embeddings: Tensor | None = None,
     ) -> list[Words]:
         started = time.perf_counter()
         self.validate()
@@ -187,6 +206,11 @@ class WordsMethod(ABC):
         scene = replace(look(lens.classifier, tables, features, logits, targets, contrasts, seed, hashes), lens=lens)
         if layer_gradient is not None:
             scene = replace(scene, layer_gradient=layer_gradient)
+        if embeddings is not None:
+            expected = (len(features), tables.embeddings.shape[1])
+            if tuple(embeddings.shape) != expected:
+                raise InputError(f"Embeddings of the pictures must be {expected}; they are {tuple(embeddings.shape)}.")
+            scene = replace(scene, embeddings=embeddings.detach().float().to(device))
         with torch.no_grad():
             scored = self.score(scene)
         return self._words(lens, scene, scored, started)
@@ -242,6 +266,13 @@ class WordsMethod(ABC):
                 )
             )
         return results
+
+
+def of_pictures(method: Any, lens: LensLike, images: Tensor) -> dict[str, Tensor]:
+    """What only the pictures (B, 3, H, W) can give ``from_features`` of a method, as keyword arguments; often nothing."""
+    reads = getattr(method, "picture_embeddings", None)
+    embeddings = None if reads is None else reads(lens, images)
+    return {} if embeddings is None else {"embeddings": embeddings}
 
 
 def look(

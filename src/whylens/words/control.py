@@ -157,7 +157,9 @@ def random_head_control(
     """
     linear = heads.rows.ndim == 2
     base = _table(tables, heads, directions, table_key) if linear else None
-    shared = heads.coefficients @ (heads.rows @ directions.basis) if linear and directions.per_picture else None
+    shared = heads.coefficients @ (heads.rows @ directions.basis) if linear and directions.aligned is not None else None
+    gradients = heads.coefficients @ heads.rows if linear and directions.own is not None else None
+    slot = directions.slot
     slope = directions.along(heads.regression)
     constant = heads.total[:, None] * directions.along(heads.mean.expand_as(heads.regression))
     batch, draws = heads.shift.shape
@@ -184,6 +186,10 @@ def random_head_control(
                 values = base.index_select(0, index[part])
             elif mixed is not None:
                 values = directions.rows.index_select(0, index[part]) @ mixed.T
+            if directions.own is not None and slot is not None:
+                place = slot[index[part]]
+                drawn = gradients if gradients is not None else heads.coefficients @ heads.rows[i]
+                values[place >= 0] = directions.own[i, place[place >= 0]] @ drawn.T
             values.mul_(factor[part, None])
             for phrase_side, draw_side in low_rank:
                 values.addcmul_(phrase_side[part, None], draw_side[None])
@@ -228,7 +234,7 @@ def _draws(tables: Tables, classes: int, rows: int, seed: int, draws: int) -> tu
 
 def _table(tables: Tables, heads: NullHeads, directions: Directions, table_key: Sequence[object]) -> Tensor:
     """<random gradient, rows of the directions>: (T, R), one phrase's draws side by side."""
-    family = "adjoint" if directions.per_picture else directions.name
+    family = "adjoint" if directions.aligned is not None else directions.name
     key = ("control table", family, id(heads.rows), *table_key)
     if not table_key or key not in tables.cache:
         made = directions.rows @ (heads.coefficients @ (heads.rows @ directions.basis)).T

@@ -6,6 +6,9 @@ interface. With A(z) = W z + b the aligner, B the linear part of the reverse map
 - ``reverse``: d_t = B (e_t - e_mean), as long as the map makes it. What the features do not carry gets a short
   direction.
 - ``reverse-contrast``: B (e_t - what its alternatives have), see :mod:`whylens.words.contrast`.
+- ``substitution``: what the features make of the phrase in the place of its alternatives in this picture, see
+  :mod:`whylens.words.substitution`; as ``reverse-contrast`` for phrases of groups that do not exclude each other, and for all
+  where the lens keeps no reference pictures.
 - ``reverse-unit-text``: B unit(e_t - e_mean).
 - ``reverse-unit``: unit(B (e_t - e_mean)).
 - ``reverse-whitened``: B (e_t - e_mean), scaled so that it moves the features by one standard deviation (root sum of
@@ -16,7 +19,7 @@ interface. With A(z) = W z + b the aligner, B the linear part of the reverse map
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +27,13 @@ from torch.nn.functional import normalize
 
 from whylens.errors import unknown_name
 from whylens.words.contrast import contrast_of
+from whylens.words.substitution import substitution_of
 from whylens.words.tables import LensLike, Tables, gather_rows, tables_of
 
 DIRECTIONS = (
     "reverse",
     "reverse-contrast",
+    "substitution",
     "reverse-unit-text",
     "reverse-unit",
     "reverse-whitened",
@@ -46,6 +51,7 @@ class Directions:
         basis: (d, m); rows: (T, m); root: (T, m) with root root' = the Gram matrix of ``rows @ basis.T``.
         half: (m, m) with ``root = rows @ half``.
         aligned: (B, m) unit A(z), similarity: (B, T), factors: (B, T): for directions that depend on the picture.
+        own: (B, n, d) directions of the phrases ``own_index`` (n,) in these pictures, in the place of the above.
     """
 
     name: str
@@ -56,11 +62,22 @@ class Directions:
     aligned: Tensor | None = None
     similarity: Tensor | None = None
     factors: Tensor | None = None
+    own: Tensor | None = None
+    own_index: Tensor | None = None
 
     @property
     def per_picture(self) -> bool:
         """Whether every picture has directions of its own."""
-        return self.aligned is not None
+        return self.aligned is not None or self.own is not None
+
+    @property
+    def slot(self) -> Tensor | None:
+        """(T,) the place of every phrase in ``own_index``, -1 for none; None where no phrase has directions of its own."""
+        if self.own_index is None:
+            return None
+        slot = torch.full((len(self.rows),), -1, dtype=torch.long, device=self.rows.device)
+        slot[self.own_index] = torch.arange(len(self.own_index), device=slot.device)
+        return slot
 
     def along(self, gradients: Tensor) -> Tensor:
         """Directional derivatives <gradient, d_t>: (B, d) to (B, T)."""
@@ -68,11 +85,17 @@ class Directions:
         values = y @ self.rows.T
         if self.aligned is not None and self.similarity is not None and self.factors is not None:
             values = (values - self.similarity * (y * self.aligned).sum(1, keepdim=True)) * self.factors
+        if self.own is not None and self.own_index is not None:
+            values[:, self.own_index] = (self.own @ gradients.float()[:, :, None])[..., 0]
         return values
 
     def squared_norms(self) -> Tensor:
         """|d_t|**2: (T,), or (B, T) for directions that depend on the picture."""
         plain = self.root.square().sum(1)
+        if self.own is not None and self.own_index is not None:
+            plain = plain.expand(len(self.own), -1).clone()
+            plain[:, self.own_index] = self.own.square().sum(2)
+            return plain
         if self.aligned is None or self.similarity is None or self.factors is None:
             return plain
         a = self.aligned @ self.half
@@ -81,7 +104,15 @@ class Directions:
         return bare.clamp(min=0) * self.factors.square()
 
     def compact(self, index: Tensor) -> Tensor:
-        """Rows (B, n, m) for phrases ``index`` (B, n) whose inner products are those of the directions."""
+        """Rows (B, n, m) for phrases ``index`` (B, n) whose inner products are those of the directions.
+
+        Where phrases have directions of their own the rows are the directions themselves, (B, n, d).
+        """
+        if self.own is not None and self.slot is not None:
+            slot = self.slot[index]
+            made = gather_rows(self.rows, index) @ self.basis.T
+            own = self.own.gather(1, slot.clamp(min=0)[..., None].expand(-1, -1, self.own.shape[2]))
+            return torch.where(slot[..., None] >= 0, own, made)
         chosen = gather_rows(self.root, index)
         if self.aligned is None or self.similarity is None or self.factors is None:
             return chosen
@@ -89,14 +120,22 @@ class Directions:
         return (chosen - s * (self.aligned @ self.half)[:, None]) * self.factors.gather(1, index)[..., None]
 
 
-def directions(tables: Tables, name: str, pooled: Tensor) -> Directions:
+def directions(tables: Tables, name: str, pooled: Tensor, embeddings: Tensor | None = None) -> Directions:
     """Directions of all phrases at pooled features (B, d).
+
+    Args:
+        tables: of the lens.
+        name: one of ``DIRECTIONS``.
+        pooled: (B, d).
+        embeddings: (B, m) of the pictures, which ``substitution`` reads; A(z) in their place if None.
 
     Raises:
         InputError: for an unknown name.
     """
     if name not in DIRECTIONS:
         raise unknown_name("direction", name, DIRECTIONS)
+    if name == "substitution":
+        return _substituted(tables, pooled, embeddings)
     shared = _shared(tables, "adjoint" if name.startswith("adjoint") else name)
     if not name.startswith("adjoint"):
         return shared
@@ -117,6 +156,15 @@ def reverse_directions(lens: LensLike) -> Tensor:
     """Raw reverse directions ``B (e_t - e_mean)`` (T, d), fp32 on the classifier's device."""
     tables = tables_of(lens)
     return tables.text @ tables.reverse_weight.T
+
+
+def _substituted(tables: Tables, pooled: Tensor, embeddings: Tensor | None) -> Directions:
+    shared = _shared(tables, "reverse-contrast")
+    substitution = substitution_of(tables)
+    if substitution is None:
+        return shared
+    softmax = substitution.softmax(tables.aligned(pooled) if embeddings is None else embeddings)
+    return replace(shared, own=substitution.directions(softmax), own_index=substitution.index)
 
 
 def _shared(tables: Tables, name: str) -> Directions:

@@ -70,7 +70,8 @@ def phrase_relevance(
     function: str,
     layer: str | None,
 ) -> Tensor:
-    """Maps (B, n, h, w) of directions ``rows`` (n, d); see ``FaithTrace.phrase_maps``."""
+    """Maps (B, n, h, w) of directions ``rows``, (n, d) or (B, n, d); see ``FaithTrace.phrase_maps``."""
+    rows = rows.expand(len(images), -1, -1)
     images = images.to(classifier.device)
     if layer is None:
         with torch.no_grad():
@@ -83,13 +84,13 @@ def phrase_relevance(
             )
         question = ask(classifier, features, logits, targets, contrasts, function)
         positional = positional_gradient(classifier, features, lambda out: (out * question.coefficients.to(out)).sum())
-        return torch.einsum("bdhw,nd->bnhw", positional.float(), rows.float())
+        return torch.einsum("bdhw,bnd->bnhw", positional.float(), rows.float())
     with _from_layer(classifier, images, layer) as (activation, features, logits):
         pooled = classifier.pool(features)
         gradient = _gradient(classifier, activation, features, logits, targets, contrasts, function)
         maps = []
-        for row in rows.to(pooled):
-            (pulled,) = torch.autograd.grad(pooled, activation, row.expand_as(pooled), retain_graph=True)
+        for row in rows.to(pooled).unbind(1):
+            (pulled,) = torch.autograd.grad(pooled, activation, row, retain_graph=True)
             maps.append(_positions(pulled * gradient, layer))
     return torch.stack(maps, 1).detach().float()
 

@@ -53,6 +53,7 @@ class Tables:
         presence_mean, presence_std, carried: (T,) reference statistics.
         embedding_covariance: (m, m) of the reference pictures.
         exemplars: (d, m); feature_std: (d,).
+        references: features (N, d) and embeddings (N, m) of reference pictures, where the lens keeps some.
         cache: derived tables of other modules, by key.
     """
 
@@ -85,6 +86,11 @@ class Tables:
         self.carried = statistics.carried.to(device)
         self.feature_std = statistics.feature_std.to(device)
         self.exemplars = statistics.exemplars.to(device)
+        kept: tuple[Tensor | None, Tensor | None] = (
+            getattr(lens, "reference_features", None),
+            getattr(lens, "reference_embeddings", None),
+        )
+        self.references = None if kept[0] is None or kept[1] is None else (kept[0], kept[1])
         self.cache: dict[Any, Any] = {}
 
     @cached_property
