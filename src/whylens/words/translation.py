@@ -107,8 +107,11 @@ class Translator:
             return (_carry(index, amounts, self.table) @ self.scene.tables.unit_text[family].T).amax(1)
         # A weighting carries a few units, so that its cosines are sums of a few rows of one table.
         length = embedding_bag(index, self.table, per_sample_weights=amounts, mode="sum").norm(dim=1).clamp(min=1e-12)
-        rows = products.index_select(1, family)
-        return embedding_bag(index, rows, per_sample_weights=amounts / length[:, None], mode="sum").amax(1)
+        few = len(active) < len(products)
+        rows = (products[active] if few else products).index_select(1, family)
+        return embedding_bag(
+            place if few else index, rows, per_sample_weights=amounts / length[:, None], mode="sum"
+        ).amax(1)
 
     def _products(self) -> Tensor | None:
         """Products (U, T) of what each unit stands for with every phrase, kept with the lens; None where they are many."""
