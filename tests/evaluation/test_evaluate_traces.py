@@ -100,7 +100,12 @@ def test_the_gradient_order_is_that_of_finite_differences(traced, pictures):
 
 def test_what_cannot_be_evaluated(traced, lens, pictures, tmp_path):
     out = tmp_path / "out"
-    for methods, message in (((), "list"), (("faithtrace",), "explains by words"), (("sobbol",), "sobbol")):
+    for methods, message in (
+        ((), "list"),
+        (("faithtrace",), "explains by words"),
+        (("sobbol",), "sobbol"),
+        (("fact{layer=features}",), "given once"),
+    ):
         with pytest.raises(InputError, match=message):
             evaluate_traces(traced, pictures[:1], methods, out)
     with pytest.raises(InputError, match="no dictionary"):
