@@ -7,10 +7,11 @@ Our own procedure for the paper's objective; none of it is in the paper.
   quantile's gradient improves the one ranking that the map is read for.
 - **Colours.** The constant colours are what makes the gradients noisy. They are taken from a low-discrepancy sequence
   (Sobol, shifted at random for each picture), and a step is followed by one with the complementary colours.
-- **Replacements without noise.** Three of five steps hide pixels not by random colours but by the mean colour or by a
+- **Replacements without noise.** Four of six steps hide pixels not by random colours but by the mean colour or by a
   blurred copy; the latter hides detail and keeps the colours.
-- **Neighbours.** To every gradient its own smoothed copy is added. Fine detail still decides between neighbours, but the
-  masks hold together: scattered ones disturb the early layers of a network more than the picture's content calls for.
+- **Neighbours.** To every gradient its own smoothed copy is added, more of it from step to step. Fine detail still
+  decides between neighbours, but the masks come to hold together: scattered ones disturb the early layers of a network
+  more than the picture's content calls for.
 - **Scale-free steps.** A step is measured in standard deviations of the gradient, so no learning rate has to be chosen
   for a network, and the pictures of a batch stay independent.
 """
@@ -24,15 +25,15 @@ import torch
 from torch import Tensor
 
 from whylens.maps.fei_game import Game
-from whylens.maps.references import blur, reference_pictures
+from whylens.maps.references import REFERENCES, blur, reference_pictures
 from whylens.maps.view import View
 
 _BISECTIONS = 30
 LEARNING_RATE = 0.3
 # What replaces hidden pixels, step by step.
-CYCLE = ("colours", "complements", "mean", "blur", "mean")
-# The smoothed copy of a gradient: its weight, and its standard deviation as a share of the shorter side.
-NEIGHBOURS, NEIGHBOURHOOD = 2.0, 6 / 64
+CYCLE = ("colours", "mean", "complements", "mean", "blur", "mean")
+# The smoothed copy of a gradient: its weight in the last step, and its standard deviation as a share of the shorter side.
+NEIGHBOURS, NEIGHBOURHOOD = 5.0, 1 / 8
 
 
 def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: int) -> Tensor:
@@ -50,8 +51,7 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
     field = torch.zeros((count, 1, height, width), device=view.device)
     drawn = spread_colours(view, len(quantiles) * math.ceil(iterations / len(CYCLE)))
     drawn = drawn.view(count, -1, len(quantiles), view.images.shape[1])
-    # Only those that a step uses: a single pair of steps needs colours alone.
-    pictures = {kind: reference_pictures(view, kind) for kind in CYCLE[2:iterations]}
+    pictures = {kind: reference_pictures(view, kind) for kind in CYCLE[:iterations] if kind in REFERENCES}
     for step in range(iterations):
         cycle, place = divmod(step, len(CYCLE))
         kind = CYCLE[place]
@@ -65,9 +65,8 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
         # The loss itself goes through the network: backward clipping tells raising from lowering by its sign.
         gradient = -view.gradient(loss, masks, what="the mask").view(count, len(quantiles), height, width)
         rate = LEARNING_RATE * (1 + math.cos(math.pi * step / iterations)) / 2
-        own = standardised(gradient.mean(1, keepdim=True))
-        smooth = standardised(blur(own, NEIGHBOURHOOD * min(height, width)))
-        field = field + rate * standardised(own + NEIGHBOURS * smooth)
+        weight = NEIGHBOURS * step / max(1, iterations - 1)
+        field = field + rate * with_neighbours(gradient.mean(1, keepdim=True), weight)
     return field[:, 0]
 
 
@@ -95,3 +94,10 @@ def standardised(gradient: Tensor) -> Tensor:
     centred = gradient - gradient.mean((1, 2, 3), keepdim=True)
     spread = centred.std((1, 2, 3), keepdim=True, correction=0)
     return torch.where(spread > 0, centred / spread.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
+
+
+def with_neighbours(gradient: Tensor, weight: float) -> Tensor:
+    """A gradient (B, 1, H, W) and ``weight`` times its smoothed copy, each and their sum standardised."""
+    own = standardised(gradient)
+    smooth = standardised(blur(own, NEIGHBOURHOOD * min(gradient.shape[-2:])))
+    return standardised(own + weight * smooth)
