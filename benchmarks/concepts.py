@@ -1,6 +1,6 @@
 """Concepts of the built-in networks: latents of their dictionaries beside channels and NMF concepts; the cost of C2.
 
-python benchmarks/concepts.py --data FOLDER [--pictures 500] [--deleted 20] [--only table speed] [--work FOLDER]
+python benchmarks/concepts.py --data FOLDER [--pictures 2500] [--deleted 20] [--only table speed] [--work FOLDER]
 
 FOLDER holds val.tar and train-0.tar (members WNID/FILE) with classes.csv. All bases are measured alike: activation maps
 at the layer's resolution, C2 by the built-in encoder, the same held-out pictures. NMF is fitted on pictures of
@@ -255,7 +255,7 @@ def speed() -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--pictures", type=int, default=2500)
     parser.add_argument("--deleted", type=int, default=20, help="pictures whose concepts are deleted")
     parser.add_argument("--work", type=Path, default=Path("concepts-work"), help="folder of finished rows")
     parser.add_argument("--lenses", nargs="*", default=LENSES)
