@@ -52,7 +52,9 @@ def split_and_hooks(source: str | None, pretrained: bool) -> str:
         classifier = load_classifier(f"builtin:{names[0]}")
     else:
         classifier = load_classifier(source, pretrained=pretrained)
-    x = torch.rand(2, classifier.channels, *classifier.size, generator=torch_generator(0, "doctor")).to(classifier.device)
+    x = torch.rand(2, classifier.channels, *classifier.size, generator=torch_generator(0, "doctor")).to(
+        classifier.device
+    )
     before = _hooks(classifier)
     with torch.no_grad():
         logits = classifier.logits(x)
@@ -96,7 +98,9 @@ def exact_traces(gaps: list[float]) -> str:
 
     name = BCOS_NETWORK
     classifier = load_classifier(f"builtin:{name}")
-    x = torch.rand(1, classifier.channels, *classifier.size, generator=torch_generator(0, "doctor traces")).to(classifier.device)
+    x = torch.rand(1, classifier.channels, *classifier.size, generator=torch_generator(0, "doctor traces")).to(
+        classifier.device
+    )
     dictionaries = [d.layer or "features" for d in Lens.load(name).dictionaries] if name in built_in_lenses() else []
     lens = Lens.load(name) if dictionaries else classifier
     layers = list(dict.fromkeys([*dictionaries, "features", *_stages(classifier)]))
