@@ -161,12 +161,13 @@ def test_steps_have_no_scale():
     assert torch.equal(standardised(torch.full((1, 1, 4, 4), 7.0)), torch.zeros(1, 1, 4, 4))
 
 
-def test_neighbours_of_a_pixel_are_heard():
+@pytest.mark.parametrize(("size", "sigma"), [((40, 64), 5), ((96, 80), 8)])
+def test_neighbours_of_a_pixel_are_heard(size, sigma):
     """A gradient and its weighted Gaussian average, by scipy in float64."""
-    gradient = torch.randn((2, 1, 40, 64), generator=torch.Generator().manual_seed(5))
+    gradient = torch.randn((2, 1, *size), generator=torch.Generator().manual_seed(5))
     for found, given in zip(with_neighbours(3 + 1e-3 * gradient, 2.5), gradient.double().numpy(), strict=True):
         own = (given[0] - given.mean()) / given.std()
-        smooth = gaussian_filter(own, 40 / 8, mode="nearest", truncate=3)
+        smooth = gaussian_filter(own, sigma, mode="nearest", truncate=3)
         both = own + 2.5 * (smooth - smooth.mean()) / smooth.std()
         assert np.allclose(found[0].numpy(), (both - both.mean()) / both.std(), atol=2e-3)
     assert torch.allclose(with_neighbours(gradient, 0.0), standardised(gradient), atol=1e-5)

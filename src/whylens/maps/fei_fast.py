@@ -32,8 +32,9 @@ _BISECTIONS = 30
 LEARNING_RATE = 0.3
 # What replaces hidden pixels, step by step.
 CYCLE = ("colours", "mean", "complements", "mean", "blur", "mean")
-# The smoothed copy of a gradient: its weight in the last step, and its standard deviation as a share of the shorter side.
-NEIGHBOURS, NEIGHBOURHOOD = 5.0, 1 / 8
+# The smoothed copy of a gradient: its weight in the last step, and its standard deviation in pixels, less where that is
+# more than an eighth of the shorter side. Pixels, since early layers see a fixed number of them.
+NEIGHBOURS, NEIGHBOURHOOD = 5.0, 8
 
 
 def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: int) -> Tensor:
@@ -99,5 +100,5 @@ def standardised(gradient: Tensor) -> Tensor:
 def with_neighbours(gradient: Tensor, weight: float) -> Tensor:
     """A gradient (B, 1, H, W) and ``weight`` times its smoothed copy, each and their sum standardised."""
     own = standardised(gradient)
-    smooth = standardised(blur(own, NEIGHBOURHOOD * min(gradient.shape[-2:])))
+    smooth = standardised(blur(own, min(NEIGHBOURHOOD, min(gradient.shape[-2:]) / 8)))
     return standardised(own + weight * smooth)
