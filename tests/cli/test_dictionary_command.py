@@ -87,6 +87,23 @@ def test_a_layer_with_positions_of_a_lens(
     assert "output of stages" in text
 
 
+def test_every_dictionary_of_a_lens_is_inspected_and_built_in_lenses_have_names(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text, err = run("dictionary", "inspect", "tiny-imagenet-bcos", "--lens", "tiny-imagenet-bcos")
+    assert code == 0, err
+    dictionaries = Lens.load("tiny-imagenet-bcos").dictionaries
+    assert len(dictionaries) == 2
+    assert text.count("It fits the classifier.") == 2
+    assert text.index("input of fc.linear") < text.index("output of stages.2.0")
+    code, text, _ = run("dictionary", "inspect", "tiny-imagenet-bcos", "--json")
+    assert [d["fingerprint"] for d in json.loads(text)] == [d.fingerprint for d in dictionaries]
+    code, _, err = run("dictionary", "inspect", "tiny-imagenet-bcos", "--lens", "tiny-imagenet")
+    assert code == 2
+    assert "tiny-imagenet" in err
+
+
 def test_an_interrupted_training_goes_on(
     run, tiny: Classifier, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from whylens.cli.console import errors, output, progress_bar
 
 if TYPE_CHECKING:
     from whylens.classifiers import Classifier
+    from whylens.dictionaries import Dictionary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,46 +97,75 @@ def train(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A dictionary, or a lens that holds one.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A dictionary, or a lens (folder or built-in name), all of whose are shown.")
+    ],
     classifier: Annotated[str | None, typer.Option(help="Check that the dictionary is of this classifier.")] = None,
     lens: Annotated[str | None, typer.Option(help="Check that it is of this lens's classifier.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Everything as JSON; of a lens with several dictionaries a list.")
+    ] = False,
 ) -> None:
     """Print what a dictionary is of, its settings and its measured quality."""
-    import dataclasses
-
     from whylens.dictionaries import Dictionary
 
-    inner = folder / "dictionary"
-    found = Dictionary.load(inner if (inner / "dictionary.json").is_file() else folder)
+    places = _folders(folder)
+    found = [Dictionary.load(place) for place in places]
     if classifier or lens:
-        found.check(_classifier(classifier, lens, found.layer, device))
+        loaded = _classifier(classifier, lens, None, device)
+        for dictionary in found:
+            dictionary.check(loaded, layer=False)
+            same = dictionary.layer is None or dictionary.layer == loaded.layer
+            dictionary.check(loaded if same else loaded.at(str(dictionary.layer)))
     if as_json:
-        meta = {
-            "fingerprint": found.fingerprint,
-            "latents": found.latents,
-            "width": found.width,
-            "origin": dataclasses.asdict(found.origin),
-            "settings": found.settings.to_dict(),
-            "report": found.report,
-        }
-        output().print(json.dumps(meta, indent=1), markup=False, soft_wrap=True)
+        metas = [_meta(dictionary) for dictionary in found]
+        shown: Any = metas[0] if len(metas) == 1 else metas
+        output().print(json.dumps(shown, indent=1), markup=False, soft_wrap=True)
         return
+    for number, (place, dictionary) in enumerate(zip(places, found, strict=True)):
+        if number:
+            output().print()
+        _show(place if len(places) > 1 else folder, dictionary)
+        if classifier or lens:
+            output().print("It fits the classifier.")
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders of the dictionaries: a lens may hold several, and a built-in lens is known by its name."""
+    from whylens.lens.storage import BUILT_IN, built_in_lenses
+
+    if not folder.exists() and str(folder) in built_in_lenses():
+        folder = BUILT_IN / folder
+    inner = [folder / "dictionary", *sorted(folder.glob("dictionary-*"), key=lambda f: (len(f.name), f.name))]
+    return [f for f in inner if (f / "dictionary.json").is_file()] or [folder]
+
+
+def _meta(dictionary: Dictionary) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "fingerprint": dictionary.fingerprint,
+        "latents": dictionary.latents,
+        "width": dictionary.width,
+        "origin": dataclasses.asdict(dictionary.origin),
+        "settings": dictionary.settings.to_dict(),
+        "report": dictionary.report,
+    }
+
+
+def _show(folder: Path, dictionary: Dictionary) -> None:
     say = output().print
-    origin = found.origin
+    origin, settings = dictionary.origin, dictionary.settings
     say(f"[bold]{folder}[/]")
-    _describe(found.report, repr(found))
+    _describe(dictionary.report, repr(dictionary))
     where = f"{origin.features}{', averaged over positions' if origin.pooled else ''}"
     say(f"Of {origin.classifier or 'an unknown classifier'} ({origin.fingerprint[:12] or 'no fingerprint'}): {where}.")
-    settings = found.settings
     say(
         f"Preset {settings.preset}: {'bias' if settings.bias else 'no bias'}, "
         f"{'centred' if settings.centre else 'not centred'}, {settings.epochs:g} epochs, rate {settings.rate:g}, seed {settings.seed}."
     )
-    say(f"Fingerprint {found.fingerprint[:12]}.")
-    if classifier or lens:
-        say("It fits the classifier.")
+    say(f"Fingerprint {dictionary.fingerprint[:12]}.")
 
 
 def _classifier(source: str | None, lens: str | None, layer: str | None, device: str | None) -> Classifier:
@@ -176,9 +206,12 @@ def _describe(report: dict[str, Any], head: str) -> None:
         )
     pictures, training = report.get("pictures"), report.get("training")
     if pictures and training:
-        failed = len(pictures["failed"])
+        # A dictionary trained outside `fit_dictionary` says less of its pictures.
+        failed = len(pictures.get("failed", ()))
+        found = f" of {pictures['found']}" if "found" in pictures else ""
+        seconds = f", {training['seconds']:.0f} s" if "seconds" in training else ""
         say(
-            f"{pictures['used']} pictures used of {pictures['found']}"
+            f"{pictures['used']} pictures used{found}"
             + (f", {failed} could not be read" if failed else "")
-            + f"; {training['vectors']} training vectors, {training['steps']} steps, {training['seconds']:.0f} s."
+            + f"; {training['vectors']} training vectors, {training['steps']} steps{seconds}."
         )
