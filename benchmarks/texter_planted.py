@@ -22,6 +22,7 @@ import torch
 from harness import Row, write_results
 
 from whylens.canonical import content_hash
+from whylens.errors import ModelError
 from whylens.lens import Lens
 from whylens.planted import organisms
 from whylens.planted.benchmark import Plan
@@ -58,7 +59,12 @@ ARCHITECTURES = ("cnn", "vit")
 def main_question(stage: Stage, architecture: str, count: int) -> Asked:
     """The main question about the first ``count`` pictures that it applies to."""
     (asked,) = [a for a in stage.asked(architecture) if a.name == MAIN]
-    truth, kept = asked.truth, slice(0, count)
+    return part_of(asked, slice(0, count))
+
+
+def part_of(asked: Asked, kept: slice) -> Asked:
+    """The question about some of its pictures."""
+    truth = asked.truth
     return replace(
         asked,
         rows=asked.rows[kept],
@@ -71,7 +77,14 @@ def main_question(stage: Stage, architecture: str, count: int) -> Asked:
 def hits(stage: Stage, architecture: str, lens: Lens, asked: Asked, variant: Variant) -> Array:
     """Whether the first phrase names the largest cause, (B,); NaN where there is no cause."""
     method = Texter(mode=variant.mode, dictionary=variant.dictionary, k=None, control=False, suppressing=False)
-    scores = whole_scores(stage.ask(method, architecture, lens, asked), lens.bank.phrases)
+    try:
+        scores = whole_scores(stage.ask(method, architecture, lens, asked), lens.bank.phrases)
+    except ModelError:
+        # Units that do not respond to their own visualisation say nothing: no phrase, which is not a hit.
+        if len(asked.rows) > 1:
+            single = [part_of(asked, slice(i, i + 1)) for i in range(len(asked.rows))]
+            return np.concatenate([hits(stage, architecture, lens, one, variant) for one in single])
+        scores = np.zeros((1, len(lens.bank.phrases)))
     best = scores.argmax(axis=1)[:, None]
     shown = np.where(np.take_along_axis(scores, best, axis=1) > 0, best, -1)
     none = np.zeros((len(scores), 0), np.int64)
