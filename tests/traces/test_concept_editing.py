@@ -126,3 +126,14 @@ def test_latents_and_factors_that_cannot_be(scales):
         edited_classifier(classifier, dictionary, scales)
     with pytest.raises(InputError, match="mode"):
         edited_classifier(classifier, dictionary, {}, mode="both")
+
+
+def test_the_edited_network_can_be_kept_as_a_file(tmp_path):
+    classifier, dictionary, _ = case("bcos")
+    x = pictures()
+    edited = edited_classifier(classifier, dictionary, {0: 0.0, 1: 2.0})
+    torch.save(edited.module, tmp_path / "edited.pt")
+    # Our own file: a whole module is code.
+    kept = torch.load(tmp_path / "edited.pt", weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(kept(classifier.preprocessing.normalise(x.to(classifier.dtype))), edited.logits(x))
