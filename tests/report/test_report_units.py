@@ -129,3 +129,13 @@ def test_without_pictures_the_page_says_how_to_get_them(explanation, words) -> N
     assert "--concepts" not in hint
     assert unit_table(features, explanation, "texter:runner-up").hint == ""
     assert "What these units respond to" not in render_html(explanation)
+
+
+def test_drawn_pictures_alone_are_not_called_large_and_top_pictures_are_proposed(explanation, words) -> None:
+    drawn = dataclasses.replace(explanation, unit_visuals={"texter": {"12": picture_of(200)}})
+    assert "--concepts" in unit_table(words, drawn, "texter").hint
+    assert "--visualise" not in unit_table(words, drawn, "texter").hint
+    assert "Large: a picture that was optimised" not in render_html(drawn)
+    both = dataclasses.replace(drawn, unit_pictures={"texter": {"31": (picture_of(40),)}})
+    assert unit_table(words, both, "texter").hint == ""
+    assert "Large: a picture that was optimised" in render_html(both)

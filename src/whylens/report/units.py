@@ -55,7 +55,7 @@ class PhraseRow:
 class UnitTable:
     """Units of either side, what they carry together, the phrases that follow from them, and what they respond to.
 
-    ``hint`` says how to get cards where there are none.
+    ``hint`` says how to get cards where there are none, or top pictures where cards have only drawn ones.
     """
 
     sides: tuple[tuple[str, tuple[UnitRow, ...]], ...]
@@ -109,7 +109,7 @@ def unit_table(
         tuple((side, rows) for side, rows in shown.items() if rows),
         tuple(cards.values()),
         # The question about the runner-up has mostly the same units as the first, which stand above it.
-        "" if cards or explanation is None or ":" in name else _hint(latents),
+        "" if explanation is None or ":" in name else _hint(latents, tuple(cards.values())),
     )
 
 
@@ -133,7 +133,11 @@ def _cards(
     return found
 
 
-def _hint(latents: bool) -> str:
+def _hint(latents: bool, cards: Sequence[UnitCard]) -> str:
+    """How to get what the cards lack: both kinds of pictures, or the top pictures beside those drawn."""
+    if cards:
+        lacking = latents and not any(card.shots for card in cards)
+        return "--concepts ATLAS shows pictures of yours that activate these units most." if lacking else ""
     source = "--concepts ATLAS shows pictures of yours that activate them most, and " if latents else ""
     return f"What do these units respond to? {source}--visualise {VISUALISED} draws it."
 
