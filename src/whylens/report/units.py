@@ -137,7 +137,7 @@ def _hint(latents: bool, cards: Sequence[UnitCard]) -> str:
     """How to get what the cards lack: both kinds of pictures, or the top pictures beside those drawn."""
     if cards:
         lacking = latents and not any(card.shots for card in cards)
-        return "--concepts ATLAS shows pictures of yours that activate these units most." if lacking else ""
+        return "Add --concepts ATLAS to see pictures of yours that activate these units most." if lacking else ""
     source = "--concepts ATLAS shows pictures of yours that activate them most, and " if latents else ""
     return f"What do these units respond to? {source}--visualise {VISUALISED} draws it."
 
