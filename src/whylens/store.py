@@ -40,7 +40,9 @@ def atomic_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
         temporary = _beside(target, ".part")
         # Exclusive, and with the permissions that the process gives to every new file.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        usual = temporary.stat().st_mode
         yield temporary
+        _open_weights(temporary, target.suffix, usual)
         _sync(temporary)
         _refuse(target, overwrite)
         temporary.replace(target)
@@ -75,8 +77,10 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         temporary = _beside(target, ".part")
         temporary.mkdir()
         yield temporary
+        usual = temporary.stat().st_mode & 0o666
         for file in temporary.rglob("*"):
             if file.is_file():
+                _open_weights(file, file.suffix, usual)
                 _sync(file)
         _refuse(target, overwrite)
         if target.exists() or target.is_symlink():
@@ -153,6 +157,12 @@ def _remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def _open_weights(path: Path, suffix: str, usual: int) -> None:
+    """Give weights the permissions of every other file: safetensors writes them for their owner alone."""
+    if suffix == ".safetensors":
+        path.chmod(usual & 0o777)
 
 
 def _sync(path: Path) -> None:

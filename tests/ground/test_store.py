@@ -29,6 +29,21 @@ def test_file_is_written(tmp_path):
     assert everything_in(tmp_path) == ["a", "a/b", "a/b/Ergebnis ü.json"]
 
 
+def test_weights_may_be_read_by_those_who_may_read_any_new_file(tmp_path):
+    (tmp_path / "plain.txt").write_text("x")
+    usual = (tmp_path / "plain.txt").stat().st_mode
+    values = {"a": np.zeros(3, np.float32)}
+    with atomic_file(tmp_path / "one.safetensors") as temporary:
+        save_file(values, temporary)
+    with atomic_folder(tmp_path / "lens") as temporary:
+        save_file(values, temporary / "weights.safetensors")
+        (temporary / "secret.key").touch(mode=0o600)
+    assert (tmp_path / "one.safetensors").stat().st_mode == usual
+    assert (tmp_path / "lens" / "weights.safetensors").stat().st_mode == usual
+    # What was closed on purpose stays so.
+    assert (tmp_path / "lens" / "secret.key").stat().st_mode & 0o777 == 0o600
+
+
 def test_permissions_are_those_of_any_new_file(tmp_path):
     plain, plain_folder = tmp_path / "plain", tmp_path / "plain folder"
     plain.write_text("x")
