@@ -132,3 +132,11 @@ def test_what_has_not_the_networks_channels_is_refused():
         get_method("gradient").factory()(classifier, torch.zeros(1, 3, *SIZE))
     with pytest.raises(InputError, match="mean has 2 channels and std 1"):
         Classifier(network(2), size=SIZE, mean=(0.5, 0.5), std=(0.2,))
+
+
+def test_thumbnails_of_grey_pictures_are_grey():
+    from whylens.lens.atlas_pictures import decode_picture, encode_thumbnail
+
+    shown = decode_picture(encode_thumbnail(torch.full((1, 20, 30), 0.5)), "RGB")
+    assert shown.shape == (20, 30, 3)
+    assert np.abs(shown.astype(int) - 128).max() <= 2

@@ -390,3 +390,13 @@ def test_bad_input_is_named(world: Colours, lens: SimpleNamespace) -> None:
         FaithTrace().from_features(lens, z, logits, embeddings=world.embeddings[:3])
     with pytest.raises(InputError, match="no encoder"):
         FaithTrace(reader="encoder").picture_embeddings(lens, torch.zeros(1, 3, 8, 8))
+
+
+def test_grey_pictures_are_read_as_colours_without_colour():
+    from whylens.encoders import load_encoder
+    from whylens.words.reader import embed_pictures
+
+    encoder = load_encoder("builtin:tiny")
+    for size in (encoder.size, (48, 80)):
+        grey = torch.rand((2, 1, *size), generator=torch.Generator().manual_seed(2))
+        assert torch.equal(embed_pictures(encoder, grey), embed_pictures(encoder, grey.expand(-1, 3, -1, -1)))

@@ -47,5 +47,7 @@ def check_pictures(images: Tensor, channels: int = 3) -> None:
 def as_colours(picture: Tensor) -> np.ndarray:
     """A picture (channels, H, W) in [0, 1] as people look at it: uint8 (H, W, 3); other channels as their mean."""
     shown = picture if len(picture) == 3 else picture.mean(0, keepdim=True).expand(3, -1, -1)
-    values: np.ndarray = (shown.permute(1, 2, 0).cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    values: np.ndarray = (
+        (shown.detach().float().permute(1, 2, 0).cpu() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    )
     return values

@@ -11,14 +11,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from whylens.classifiers.pictures import as_colours
+
 THUMBNAIL_SIDE = 128
 MAP_SIDE = 64
 
 
 def encode_thumbnail(picture: Tensor, side: int = THUMBNAIL_SIDE) -> bytes:
-    """A picture (3, H, W) in [0, 1] as JPEG, its long side at most ``side`` pixels."""
-    array = (picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    image = Image.fromarray(np.ascontiguousarray(array))
+    """A picture (channels, H, W) in [0, 1] as JPEG, its long side at most ``side`` pixels."""
+    image = Image.fromarray(as_colours(picture))
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88, subsampling=0, optimize=side < THUMBNAIL_SIDE)

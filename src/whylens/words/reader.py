@@ -55,10 +55,14 @@ def reader_of(lens: LensLike, how: str) -> Encoder | None:
 
 
 def embed_pictures(encoder: Encoder, pictures: Tensor) -> Tensor:
-    """Unit embeddings (N, m) of pictures (N, 3, H, W) in [0, 1], framed as the encoder wants them where its size is another.
+    """Unit embeddings (N, m) of pictures (N, channels, H, W) in [0, 1], framed as the encoder wants them where its size is another.
+
+    Channels that are not RGB are read as their mean.
 
     Cost: one pass of its image tower.
     """
+    if pictures.shape[1] != 3:
+        pictures = pictures.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     if tuple(pictures.shape[2:]) != tuple(encoder.size):
         arrays = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
         pictures = torch.stack([encoder.preprocess(array) for array in arrays])
