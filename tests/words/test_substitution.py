@@ -17,7 +17,7 @@ from whylens.words.contrast import contrast_of
 from whylens.words.control import null_heads, random_head_control
 from whylens.words.directions import directions
 from whylens.words.question import ask
-from whylens.words.substitution import EXCLUSIVE, PAIRS, RIDGES, STEPS, _kernel_ridge, substitution_of
+from whylens.words.substitution import EXCLUSIVE, STEPS, _patterns, substitution_of
 from whylens.words.tables import tables_of
 
 COLOURS, TEXTURES, WIDTH, FEATURES = 4, 3, 24, 10
@@ -124,22 +124,14 @@ def test_substitutions_equal_their_definition(world: Colours, lens: SimpleNamesp
     shown = [min(1.0, picture @ usual[t] / (usual[t] @ usual[t])) for t in range(n)]
     np.testing.assert_allclose(made.shown(got)[0].numpy(), shown, atol=1e-3)
 
-    # Weights of the groups: their part of a ridge regression of the features.
-    z = lens.reference_features.double().numpy()
-    centred, x = z - z.mean(0), q - q.mean(0)
-    slopes = np.linalg.solve(x.T @ x + 1e-2 * np.trace(x.T @ x) / n * np.eye(n), x.T @ centred)
-    explained = np.array([((x[:, p] @ slopes[p]) ** 2).sum() for p in places])
-    weights = explained / explained.sum()
-
     lengths = [(q[:, p] ** 2).sum(1).mean() for p in places]
+    main, joint = made.kernel.main.numpy(), made.kernel.joint.numpy()
 
     def kernel(a: np.ndarray) -> np.ndarray:
-        total = sum(w * (q[:, p] @ a[p]) / x for w, p, x in zip(weights, places, lengths, strict=True))
-        return np.asarray(total + PAIRS * total**2)
+        likeness = [q[:, p] @ a[p] / x for p, x in zip(places, lengths, strict=True)]
+        product = made.kernel.weight * (1 + joint[0] * likeness[0]) * (1 + joint[1] * likeness[1])
+        return np.asarray(main[0] * likeness[0] + main[1] * likeness[1] + product)
 
-    inner = made.references[:8] @ made.references.T
-    np.testing.assert_allclose((inner + PAIRS * inner**2).numpy(), np.stack([kernel(a) for a in q[:8]]), atol=1e-6)
-    e = lens.embeddings.double().numpy()[made.index.numpy()]
     coefficients = made.coefficients.double().numpy()
 
     def features(part: list[int], t: int) -> np.ndarray:
@@ -149,32 +141,30 @@ def test_substitutions_equal_their_definition(world: Colours, lens: SimpleNamesp
 
     slow = []
     for part in places:
-        away = e[part] - e[part].mean(0)
-        away /= np.linalg.norm(away, axis=1, keepdims=True)
         values = np.stack([features(part, t) for t in part])
+        block = usual[np.ix_(part, part)]
+        block /= np.linalg.norm(block, axis=1, keepdims=True)
+        alike = block @ block.T
         for t in range(len(part)):
-            slow.append(values[t] - np.average(values, axis=0, weights=np.maximum(0, 1 - away @ away[t])))
+            slow.append(values[t] - np.average(values, axis=0, weights=(1 - alike[t]) / alike.sum(0)))
     np.testing.assert_allclose(made.directions(got)[0].numpy(), np.array(slow), atol=1e-3 * np.abs(slow).max())
 
 
-def test_the_ridge_is_chosen_by_pictures_that_are_really_left_out() -> None:
+def test_a_value_counts_once_however_many_words_it_has() -> None:
+    """Of a value with one, three and six synonyms each other value is half of the alternative."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(24, 6, generator=generator, dtype=torch.float64)
-    y = x[:, :3] * 2 + x[:, 3:].square() + 0.3 * torch.randn(24, 3, generator=generator, dtype=torch.float64)
-    kernel = ((1 + x @ x.T / 6) / 2) ** 2
-    errors = []
-    for ridge in RIDGES:
-        total = 0.0
-        for i in range(24):
-            rest = [j for j in range(24) if j != i]
-            inverse = torch.linalg.inv(kernel[rest][:, rest] + ridge * torch.eye(23, dtype=torch.float64))
-            total += float((y[i] - kernel[i, rest] @ inverse @ y[rest]).square().sum())
-        errors.append(total)
-    coefficients, r2 = _kernel_ridge(kernel, y)
-    best = RIDGES[int(np.argmin(errors))]
-    expected = torch.linalg.solve(kernel + best * torch.eye(24, dtype=torch.float64), y)
-    torch.testing.assert_close(coefficients, expected, rtol=1e-6, atol=1e-8)
-    assert r2 == pytest.approx(1 - min(errors) / float(y.square().sum()), abs=1e-6)
+    words = torch.tensor([0, 1, 1, 1, 2, 2, 2, 2, 2, 2])
+    shown = torch.randint(3, (300,), generator=generator)
+    softmax = (words == shown[:, None]).double()
+    softmax = softmax / softmax.sum(1, keepdim=True)
+    usual, alternatives = _patterns(softmax, (slice(0, 10),))
+    torch.testing.assert_close(usual, ((words == words[:, None]).double() / torch.tensor([1.0, 3, 6])[words].double()))
+    by_value = torch.stack([alternatives[:, words == v].sum(1) for v in range(3)], 1)
+    expected = (words[:, None] != torch.arange(3)).double() / 2
+    torch.testing.assert_close(by_value, expected)
+    # Nothing but synonyms: no alternative at all, rather than rounding errors blown up.
+    _, none = _patterns(softmax[shown == 1][:, 1:4], (slice(0, 3),))
+    assert float(none.abs().max()) == 0.0
 
 
 def true_effect(world: Colours, row: Tensor, colour: int, texture: int, attribute: str) -> float:

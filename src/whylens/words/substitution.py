@@ -6,13 +6,13 @@ either. Where the phrases of a group exclude each other (a thing has one colour)
 
 1. *What is shown.* ``q``: a softmax over the group's phrases and "none of them", from an embedding of the picture.
 2. *What the features make of it.* ``m(q)``: kernel ridge regression from reference pictures, whose features and embeddings
-   the lens keeps, onto features. The kernel ``k + 0.03 k**2`` of ``k = sum_g w_g <q_g, q'_g>`` knows single values and pairs
-   of values of two groups, so that a conjunction can be learnt; its small second part takes effects to add up where the
-   pictures do not show otherwise (a mark that only hearts carry in them says nothing about circles with a mark). w_g (they
-   sum to 1) is in proportion to the variance of the features that group g explains in a linear fit. The ridge is chosen by leaving one picture out, in closed form.
+   the lens keeps, onto features. The kernel (:mod:`whylens.words.value_kernel`) of ``k_g = <q_g, q'_g>`` knows single values
+   and combinations of any number of groups, so that a conjunction can be learnt, and the reference pictures tell which groups
+   combine: where they show nothing else, effects add up.
 3. *The substitution.* For a phrase t of the group, ``d_t = m(q with t) - mean over alternatives s of m(q with s)``, the other
    groups as the picture has them; t and s stand for what pictures of the phrase usually look like (the mean softmax, so that
-   synonyms stand together), and alternatives count as in :mod:`whylens.words.contrast`.
+   synonyms stand together). Alternatives count by how little they are the same (1 less the cosine of their mean softmaxes),
+   each shared among its synonyms: a value that the bank says in thirty ways weighs no more than one that it says in three.
 
 Whether a group's phrases exclude each other is read from the reference pictures (``Contrast.usual``), and so is whether such
 groups say enough: where they explain less than half of the features' variance there are no substitutions.
@@ -30,19 +30,17 @@ from torch.nn.functional import normalize
 
 from whylens.words.contrast import contrast_of
 from whylens.words.tables import Tables
+from whylens.words.value_kernel import ValueKernel, kernel_ridge, likeliest_kernel
 
 # Groups of a lower ``usual`` are exclusive: 0.34 at most of those that are on planted scenes, 0.96 at least of those that are not.
 EXCLUSIVE = 0.5
-# Fewer pictures than this say too little about pairs of values.
+# Fewer pictures than this say too little about combinations of values.
 MINIMUM_REFERENCES = 200
 # Of the features' variance. Groups that say less are no picture of what the network sees: with the built-in bank on real
 # pictures (0.39) the words metrics preferred the plain directions, on planted scenes it is 0.84 and more.
 MINIMUM_EXPLAINED = 0.5
 # Steps of the softmax between the best phrase and the mean phrase of a group: enough to decide, few enough to share among synonyms.
 STEPS = 14.0
-# Weight of pairs. Alike from 0.03 to 0.2 but for combinations that no reference picture shows, where less is better.
-PAIRS = 0.03
-RIDGES = tuple(10.0**exponent for exponent in range(-4, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +54,9 @@ class Substitution:
         index: (n,) phrases, group after group; parts: the slice of every group.
         texts: (n, m) their embeddings.
         steps: (n,) one over the temperature of a phrase's group; none: (groups,) similarity that "none of them" has.
-        usual: (n, n) the mean softmax of pictures of a phrase, block by block; alternatives: (n, n), rows sum to 1.
-        scale: (n,) roots of the kernel's weights.
-        references: (N, n) scaled softmaxes; coefficients: (N, d).
+        usual: (n, n) the mean softmax of pictures of a phrase, block by block; alternatives: (n, n), rows sum to 1,
+            or to 0 for a phrase that has none.
+        kernel: of softmaxes; references: (N, n) softmaxes times its scale; coefficients: (N, d).
         r2: share of the features' variance that is explained on pictures left out.
     """
 
@@ -69,7 +67,7 @@ class Substitution:
     none: Tensor
     usual: Tensor
     alternatives: Tensor
-    scale: Tensor
+    kernel: ValueKernel
     references: Tensor
     coefficients: Tensor
     r2: float
@@ -93,16 +91,17 @@ class Substitution:
 
         Cost: n N (d + the phrases of a group) multiply-adds a picture.
         """
-        scaled = softmax.to(self.scale) * self.scale
-        patterns = [(self.usual[p, p] * self.scale[p]) @ self.references[:, p].T for p in self.parts]
+        scaled = softmax.to(self.kernel.scale) * self.kernel.scale
+        patterns = [(self.usual[p, p] * self.kernel.scale[p]) @ self.references[:, p].T for p in self.parts]
         made = []
         for row in scaled:
-            inner = self.references @ row
+            slopes = self.kernel.slopes(self.kernel.likeness(row, self.references))
             rows = []
-            for part, pattern in zip(self.parts, patterns, strict=True):
-                rest = inner - self.references[:, part] @ row[part]
-                features = _kernel(rest + pattern) @ self.coefficients
-                rows.append(features - self.alternatives[part, part] @ features)
+            for part, pattern, slope in zip(self.parts, patterns, slopes, strict=True):
+                # What does not change with the group's value cancels.
+                features = (pattern * slope) @ self.coefficients
+                among = self.alternatives[part, part]
+                rows.append(among.sum(1, keepdim=True) * features - among @ features)
             made.append(torch.cat(rows))
         if not made:
             return softmax.new_zeros(0, len(self.index), self.coefficients.shape[1])
@@ -115,7 +114,7 @@ def substitution_of(tables: Tables) -> Substitution | None:
     None for a lens that keeps fewer than 200 reference pictures, or whose bank has no exclusive group, or where exclusive
     groups explain less than half of the features' variance.
 
-    Cost: an eigendecomposition of N x N, once a lens; a second for 1,500 pictures.
+    Cost, once a lens: choosing the kernel (one second) and an eigendecomposition of N x N (one more for 1,500 pictures).
     """
     if "substitution" not in tables.cache:
         tables.cache["substitution"] = _fit(tables)
@@ -146,19 +145,15 @@ def _fit(tables: Tables) -> Substitution | None:
     lengths = torch.tensor([len(phrases) for phrases in groups])
     steps = (STEPS / (best - mean).clamp(min=1e-6)).repeat_interleave(lengths)
     softmax = _softmax(similarity, parts, steps, none)
-    usual, alternatives = _patterns(softmax, texts, parts)
+    usual, alternatives = _patterns(softmax, parts)
     targets = features - features.mean(0)
-    scale = _scale(softmax, targets, parts)
-    references = softmax * scale
-    coefficients, r2 = _kernel_ridge(_kernel(references @ references.T), targets)
+    kernel = likeliest_kernel(softmax, targets, parts)
+    references = softmax * kernel.scale
+    coefficients, r2 = kernel_ridge(kernel.of(kernel.likeness(references, references)), targets)
     if r2 < MINIMUM_EXPLAINED:
         return None
     place = index.to(tables.embeddings.device)
-    return Substitution(place, parts, texts, steps, none, usual, alternatives, scale, references, coefficients, r2)
-
-
-def _kernel(inner: Tensor) -> Tensor:
-    return inner + PAIRS * inner.square()
+    return Substitution(place, parts, texts, steps, none, usual, alternatives, kernel, references, coefficients, r2)
 
 
 def _softmax(similarity: Tensor, parts: tuple[slice, ...], steps: Tensor, none: Tensor) -> Tensor:
@@ -170,48 +165,20 @@ def _softmax(similarity: Tensor, parts: tuple[slice, ...], steps: Tensor, none: 
     return softmax
 
 
-def _patterns(softmax: Tensor, texts: Tensor, parts: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
-    """Mean softmax of pictures of a phrase, and weights of its alternatives, (n, n) block by block."""
-    usual = texts.new_zeros(len(texts), len(texts))
+def _patterns(softmax: Tensor, parts: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+    """Mean softmax of pictures of a phrase, and weights of its alternatives, (n, n) block by block.
+
+    The row of a phrase that has none but synonyms is zero.
+    """
+    usual = softmax.new_zeros(softmax.shape[1], softmax.shape[1])
     alternatives = torch.zeros_like(usual)
     for part in parts:
-        shown, block = softmax[:, part], texts[part]
+        shown = softmax[:, part]
         usual[part, part] = (shown.T @ shown) / shown.sum(0)[:, None].clamp(min=1e-9)
-        units = normalize(block - block.mean(0), dim=1)
-        weights = (1 - units @ units.T).clamp(min=0)
-        alternatives[part, part] = weights / weights.sum(1, keepdim=True).clamp(min=1e-9)
+        units = normalize(usual[part, part], dim=1)
+        alike = (units @ units.T).clamp(0, 1).fill_diagonal_(1)
+        # The sum over a phrase's synonyms, itself included, is how many phrases say the same.
+        weights = (1 - alike) / alike.sum(1)
+        total = weights.sum(1, keepdim=True)
+        alternatives[part, part] = torch.where(total > 1e-6, weights / total.clamp(min=1e-6), 0.0)
     return usual, alternatives
-
-
-def _scale(softmax: Tensor, targets: Tensor, parts: tuple[slice, ...]) -> Tensor:
-    """Roots of the kernel's weights (n,), from what every group explains in a ridge regression of the features."""
-    x = softmax - softmax.mean(0)
-    gram = x.T @ x
-    ridge = 1e-2 * gram.diagonal().mean().clamp(min=1e-12)
-    slopes = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ targets)
-    explained = torch.stack([(x[:, part] @ slopes[part]).square().sum() for part in parts])
-    # A group that explains nothing keeps a ten-thousandth of the largest weight, so that pairs may still be found.
-    shares = (explained / explained.max().clamp(min=1e-30)).clamp(min=1e-4).sqrt()
-    weights = shares / shares.square().sum().sqrt()
-    lengths = torch.stack([softmax[:, part].square().sum(1).mean().sqrt() for part in parts]).clamp(min=1e-6)
-    each = torch.tensor([part.stop - part.start for part in parts])
-    return (weights / lengths).repeat_interleave(each)
-
-
-def _kernel_ridge(kernel: Tensor, targets: Tensor) -> tuple[Tensor, float]:
-    """Coefficients (N, d) of the ridge with the least error on the picture that is left out, and its R2."""
-    values, vectors = torch.linalg.eigh(kernel)
-    values = values.clamp(min=0)
-    projected = vectors.T @ targets
-    total = float(targets.square().sum())
-    best: tuple[float, float] | None = None
-    for ridge in RIDGES:
-        kept = values / (values + ridge)
-        leverage = (vectors.square() * kept).sum(1)
-        left_out = (targets - vectors @ (projected * kept[:, None])) / (1 - leverage).clamp(min=1e-9)[:, None]
-        error = float(left_out.square().sum())
-        if best is None or error < best[0]:
-            best = (error, ridge)
-    error, ridge = best if best is not None else (total, RIDGES[-1])
-    coefficients = vectors @ (projected / (values + ridge)[:, None])
-    return coefficients, 1 - error / total if total > 0 else 0.0
