@@ -9,11 +9,11 @@ Our own procedure for the paper's objective; none of it is in the paper.
   (Sobol, shifted at random for each picture), and a step is followed by one with the complementary colours.
 - **Replacements without noise.** Four of six steps hide pixels not by random colours but by the mean colour or by a
   blurred copy; the latter hides detail and keeps the colours.
-- **Neighbours.** To every gradient its own smoothed copy is added, more of it from step to step. Fine detail still
-  decides between neighbours, but the masks come to hold together: scattered ones disturb the early layers of a network
-  more than the picture's content calls for.
-- **Scale-free steps.** A step is measured in standard deviations of the gradient, so no learning rate has to be chosen
-  for a network, and the pictures of a batch stay independent.
+- **Neighbours.** To every gradient its own smoothed copy is added, more of it from step to step. It is smoothed along what
+  looks alike (:mod:`whylens.maps.fei_neighbours`), so that noise goes and the picture's own fine detail stays: scattered
+  masks disturb the early layers of a network more than the picture's content calls for, blurred ones the later layers.
+- **Scale-free steps.** Every quantile's gradient and the step are measured in standard deviations, so that no quantile
+  outweighs the others, no learning rate has to be chosen for a network, and the pictures of a batch stay independent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from whylens.maps.fei_game import Game
-from whylens.maps.references import REFERENCES, blur, reference_pictures
+from whylens.maps.fei_neighbours import Neighbours
+from whylens.maps.references import REFERENCES, reference_pictures
 from whylens.maps.view import View
 
 _BISECTIONS = 30
@@ -34,7 +35,7 @@ LEARNING_RATE = 0.3
 CYCLE = ("colours", "mean", "complements", "mean", "blur", "mean")
 # The smoothed copy of a gradient: its weight in the last step, and its standard deviation in pixels, less where that is
 # more than an eighth of the shorter side. Pixels, since early layers see a fixed number of them.
-NEIGHBOURS, NEIGHBOURHOOD = 5.0, 8
+NEIGHBOURS, NEIGHBOURHOOD = 3.0, 8
 
 
 def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: int) -> Tensor:
@@ -53,6 +54,7 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
     drawn = spread_colours(view, len(quantiles) * math.ceil(iterations / len(CYCLE)))
     drawn = drawn.view(count, -1, len(quantiles), view.images.shape[1])
     pictures = {kind: reference_pictures(view, kind) for kind in CYCLE[:iterations] if kind in REFERENCES}
+    neighbours = neighbours_of(view)
     for step in range(iterations):
         cycle, place = divmod(step, len(CYCLE))
         kind = CYCLE[place]
@@ -64,10 +66,11 @@ def joint_field(view: View, game: Game, quantiles: Sequence[float], iterations: 
         masks = cut(field, quantiles).flatten(0, 1)[:, None].requires_grad_()
         loss = game.loss(view, masks, hidden)
         # The loss itself goes through the network: backward clipping tells raising from lowering by its sign.
-        gradient = -view.gradient(loss, masks, what="the mask").view(count, len(quantiles), height, width)
+        gradient = -view.gradient(loss, masks, what="the mask")
+        gradient = standardised(gradient).view(count, len(quantiles), height, width).mean(1, keepdim=True)
         rate = LEARNING_RATE * (1 + math.cos(math.pi * step / iterations)) / 2
         weight = NEIGHBOURS * step / max(1, iterations - 1)
-        field = field + rate * with_neighbours(gradient.mean(1, keepdim=True), weight)
+        field = field + rate * with_neighbours(gradient, neighbours, weight)
     return field[:, 0]
 
 
@@ -97,8 +100,14 @@ def standardised(gradient: Tensor) -> Tensor:
     return torch.where(spread > 0, centred / spread.clamp(min=torch.finfo(torch.float32).tiny), 0.0)
 
 
-def with_neighbours(gradient: Tensor, weight: float) -> Tensor:
+def neighbours_of(view: View) -> Neighbours:
+    """The smoothing of the view's maps."""
+    preprocessing = view.classifier.preprocessing
+    mean, spread = (torch.as_tensor(v, device=view.device) for v in (preprocessing.mean, preprocessing.std))
+    return Neighbours(view.images, mean, spread, min(NEIGHBOURHOOD, min(view.size) / 8))
+
+
+def with_neighbours(gradient: Tensor, neighbours: Neighbours, weight: float) -> Tensor:
     """A gradient (B, 1, H, W) and ``weight`` times its smoothed copy, each and their sum standardised."""
     own = standardised(gradient)
-    smooth = standardised(blur(own, min(NEIGHBOURHOOD, min(gradient.shape[-2:]) / 8)))
-    return standardised(own + weight * smooth)
+    return standardised(own + weight * standardised(neighbours(own)))
