@@ -17,7 +17,7 @@ from whylens.words.contrast import contrast_of
 from whylens.words.control import null_heads, random_head_control
 from whylens.words.directions import directions
 from whylens.words.question import ask
-from whylens.words.substitution import EXCLUSIVE, STEPS, _patterns, substitution_of
+from whylens.words.substitution import EXCLUSIVE, STEPS, USUALLY, _patterns, substitution_of
 from whylens.words.tables import tables_of
 
 COLOURS, TEXTURES, WIDTH, FEATURES = 4, 3, 24, 10
@@ -134,19 +134,22 @@ def test_substitutions_equal_their_definition(world: Colours, lens: SimpleNamesp
 
     coefficients = made.coefficients.double().numpy()
 
-    def features(part: list[int], t: int) -> np.ndarray:
-        changed = picture.copy()
+    def features(shown: np.ndarray, part: list[int], t: int) -> np.ndarray:
+        changed = shown.copy()
         changed[part] = usual[t, part]
         return np.asarray(kernel(changed) @ coefficients)
 
     slow = []
     for part in places:
-        values = np.stack([features(part, t) for t in part])
         block = usual[np.ix_(part, part)]
         block /= np.linalg.norm(block, axis=1, keepdims=True)
         alike = block @ block.T
         for t in range(len(part)):
-            slow.append(values[t] - np.average(values, axis=0, weights=(1 - alike[t]) / alike.sum(0)))
+            row = np.zeros(FEATURES)
+            for share, shown_there in ((1 - USUALLY, picture), (USUALLY, q.mean(0))):
+                values = np.stack([features(shown_there, part, s) for s in part])
+                row += share * (values[t] - np.average(values, axis=0, weights=(1 - alike[t]) / alike.sum(0)))
+            slow.append(row)
     np.testing.assert_allclose(made.directions(got)[0].numpy(), np.array(slow), atol=1e-3 * np.abs(slow).max())
 
 
@@ -179,6 +182,39 @@ def true_effect(world: Colours, row: Tensor, colour: int, texture: int, attribut
     return logit(colour, texture) - float(np.mean(changed))
 
 
+def usual_effect(world: Colours, row: Tensor, colour: int, texture: int, attribute: str) -> float:
+    """The same with the share that is taken among what pictures usually show: every value of the other attribute."""
+    if attribute == "colour":
+        usually = np.mean([true_effect(world, row, colour, t, attribute) for t in range(TEXTURES)])
+    else:
+        usually = np.mean([true_effect(world, row, c, texture, attribute) for c in range(COLOURS)])
+    return float((1 - USUALLY) * true_effect(world, row, colour, texture, attribute) + USUALLY * usually)
+
+
+def test_reasons_that_are_each_enough_gain_from_what_is_usual(
+    world: Colours, lens: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Colour 0 or texture 0: where both are there neither changes the logit alone, and usually each would."""
+    dual = torch.linalg.pinv(world.mix)
+    either = dual[:, 1] + dual[:, 2] - dual[:, 3] / 2
+    asked = world.lens(head_of(torch.stack([either, -either])))
+    both = torch.nonzero((world.colour == 0) & (world.texture == 0))[:20, 0]
+    assert len(both) == 20
+    assert abs(true_effect(world, either, 0, 0, "colour")) < 1e-5
+    assert abs(true_effect(world, either, 0, 0, "texture")) < 1e-5
+    made = substitution_of(tables_of(asked))
+    assert made is not None
+    softmax = made.softmax(world.embeddings[both])
+    mixed = (made.directions(softmax) @ either).mean(0)
+    monkeypatch.setattr("whylens.words.substitution.USUALLY", 0.0)
+    gained = (mixed - (made.directions(softmax) @ either).mean(0)).tolist()
+    for attribute, named in (("colour", 0), ("texture", 8)):
+        expected = usual_effect(world, either, 0, 0, attribute)
+        assert expected > 0.1
+        for synonym in (0, 1):
+            assert gained[named + synonym] > expected / 2
+
+
 def test_influence_is_the_effect_in_this_picture(world: Colours, lens: SimpleNamespace) -> None:
     rows = torch.arange(500, 560)
     z, u = world.features[rows], world.embeddings[rows]
@@ -192,7 +228,7 @@ def test_influence_is_the_effect_in_this_picture(world: Colours, lens: SimpleNam
             assert words.protocol == "faithtrace/substitution/shown/logit@1"
             influence = {p.text: p.influence for p in words}
             for attribute, value in (("colour", colour), ("texture", texture)):
-                expected = true_effect(world, row, colour, texture, attribute)
+                expected = usual_effect(world, row, colour, texture, attribute)
                 for synonym in "ab":
                     assert influence[f"{attribute} {value}{synonym}"] == pytest.approx(expected, abs=0.6)
             # What the picture does not show is no reason.
