@@ -216,13 +216,17 @@ def test_another_network_is_scored_anew(run, organisms, monkeypatch):
     assert second.results["units"] != first.results["units"]
 
 
-def test_foreign_folders_are_refused(run, tmp_path):
+def test_foreign_folders_are_refused(run, tmp_path, monkeypatch):
     run()
     with pytest.raises(StoreError, match="another configuration \\(methods differ\\)"):
         run(methods("text_to_concept{centred=False}"))
     changed = dataclasses.replace(PLAN, seed=1)
     with pytest.raises(StoreError, match="seed differ"):
         run(changed)
+    with monkeypatch.context() as patch:
+        patch.setattr("whylens.__version__", "0.0.1")
+        with pytest.raises(StoreError, match="whylens differ"):
+            run()
     result = run(methods("text_to_concept{centred=False}"), overwrite=True)
     assert units(result, method="text_to_concept{centred=False}")
     assert len(list((tmp_path / "out" / "units").iterdir())) == len(result.results["units"])

@@ -12,7 +12,7 @@ from words_worlds import FeatureClassifier, SpatialHead, make_linear
 from whylens.alignment import Moments, Statistics, fit_aligner
 from whylens.banks import ConceptBank
 from whylens.errors import InputError
-from whylens.words import FaithTrace
+from whylens.words import FaithTrace, substitution
 from whylens.words.contrast import contrast_of
 from whylens.words.control import null_heads, random_head_control
 from whylens.words.directions import directions
@@ -280,6 +280,13 @@ def test_without_substitutions_it_is_contrasts(world: Colours, lens: SimpleNames
     for a, b in zip(found, expected, strict=True):
         assert a.protocol == b.protocol == "faithtrace/reverse-contrast/contrast/logit@1"
         assert [(p.text, p.score) for p in a] == [(p.text, p.score) for p in b]
+
+
+def test_a_fit_that_is_no_number_is_not_used(world: Colours, lens: SimpleNamespace, monkeypatch) -> None:
+    asked = world.lens(lens.classifier.module)
+    nothing = float("nan")
+    monkeypatch.setattr(substitution, "kernel_ridge", lambda k, y: (torch.full_like(y, nothing), nothing))
+    assert substitution_of(tables_of(asked)) is None
 
 
 def test_features_can_stand_in_for_the_picture(world: Colours, lens: SimpleNamespace) -> None:

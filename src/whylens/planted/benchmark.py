@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+import whylens
 from whylens.canonical import content_hash
 from whylens.errors import InputError, StoreError, WhylensError, unknown_name
 from whylens.method_specs import MethodSpec, all_methods
@@ -314,6 +315,8 @@ def _fits(plan: Plan, kind: str) -> tuple[str, ...]:
 def _configuration(plan: Plan, methods: Sequence[MethodSpec], names: Sequence[tuple[str, str]]) -> dict[str, Any]:
     return {
         "format": FORMAT,
+        # What a method of the same name and settings gives may change with it.
+        "whylens": whylens.__version__,
         "methods": [spec.plain() for spec in methods],
         "classifiers": [f"{rule}-{architecture}" for rule, architecture in names],
         "fits": list(plan.fits),

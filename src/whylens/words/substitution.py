@@ -95,7 +95,7 @@ class Substitution:
     def directions(self, softmax: Tensor) -> Tensor:
         """d_t (B, n, d) of pictures whose softmax (B, n) is given, one picture at a time, so that no batch matters.
 
-        Cost: n N (d + the phrases of a group) multiply-adds a picture.
+        Cost: n d (N + the phrases of a group) multiply-adds a picture.
         """
         made = [(1 - USUALLY) * self._among(row) + USUALLY * self._usually for row in softmax.to(self.kernel.scale)]
         if not made:
@@ -166,7 +166,8 @@ def _fit(tables: Tables) -> Substitution | None:
     kernel = likeliest_kernel(softmax, targets, parts)
     references = softmax * kernel.scale
     coefficients, r2 = kernel_ridge(kernel.of(kernel.likeness(references, references)), targets)
-    if r2 < MINIMUM_EXPLAINED:
+    # Also where it is no number: huge or broken features.
+    if not r2 >= MINIMUM_EXPLAINED:
         return None
     place = index.to(tables.embeddings.device)
     return Substitution(place, parts, texts, steps, none, usual, alternatives, kernel, references, coefficients, r2)

@@ -18,6 +18,7 @@ it is in each while the others stay, so that a step that makes them less likely 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,9 @@ import torch
 from torch import Tensor
 
 # Pictures that the numbers are chosen on, spread evenly over all of them: one second for 500, and 300 did as well.
-CHOSEN_ON = 500
+_CHOSEN_ON = 500
 # 60 found the same share of first phrases.
-STEPS = 30
+_STEPS = 30
 RIDGES = tuple(10.0**exponent for exponent in range(-4, 2))
 # Of the variance of the targets; the factorisation needs some.
 _LEAST_NOISE = 1e-6
@@ -40,7 +41,7 @@ class ValueKernel:
     Attributes:
         parts: the slice of every group.
         scale: (n,) makes the mean square length of a reference's group 1.
-        main, joint: (G,); weight: of the product.
+        main, joint: (G,), not negative; weight: of the product, not negative.
     """
 
     parts: tuple[slice, ...]
@@ -70,7 +71,7 @@ class ValueKernel:
     def slopes(self, likeness: Sequence[Tensor]) -> list[Tensor]:
         """The derivative of K along every k_g, in each of which it is linear."""
         product = self.product(likeness)
-        # No factor is below 1: softmaxes have no negative entries.
+        # No factor is below 1: neither softmaxes nor the numbers have negative entries.
         return [
             main + joint * product / (1 + joint * k)
             for main, joint, k in zip(self.main, self.joint, likeness, strict=True)
@@ -85,11 +86,14 @@ def likeliest_kernel(softmax: Tensor, targets: Tensor, parts: Sequence[slice]) -
         targets: (N, d) fp64.
         parts: the slice of every group.
 
+    Returns:
+        The kernel; its numbers are chosen on at most 500 pictures, spread evenly over all of them, in 30 steps.
+
     Cost: 31 factorisations of a 500 x 500 matrix and 62 G sums over it.
     """
     lengths = [softmax[:, part].square().sum(1).mean().sqrt().clamp(min=1e-6) for part in parts]
     scale = torch.cat([(1 / length).expand(p.stop - p.start) for p, length in zip(parts, lengths, strict=True)])
-    count, groups = min(CHOSEN_ON, len(softmax)), len(parts)
+    count, groups = min(_CHOSEN_ON, len(softmax)), len(parts)
     chosen = torch.arange(count) * len(softmax) // count
     scaled, y = (softmax * scale)[chosen], targets[chosen] - targets[chosen].mean(0)
     y = y / y.square().mean().sqrt().clamp(min=1e-30)
@@ -101,17 +105,17 @@ def likeliest_kernel(softmax: Tensor, targets: Tensor, parts: Sequence[slice]) -
     joint = min(0.3, 3 / groups)
     numbers = softmax.new_tensor([0.5 / groups] * groups + [joint] * groups + [0.1, 0.1])
     power = 0.5
-    best: tuple[float, Tensor, Tensor] | None = None
-    for _ in range(STEPS + 1):
+    best = (math.inf, numbers, torch.ones_like(numbers))
+    for _ in range(_STEPS + 1):
         surprise, ratios = surprise_of(kernel(numbers), float(numbers[-1]), scaled, y)
-        if best is None or surprise < best[0]:
+        if surprise < best[0]:
             best = (surprise, numbers, ratios)
         else:
             # A product of many numbers that all grow at once may overshoot.
             power /= 2
         numbers = best[1] * best[2] ** power
         numbers[-1] = numbers[-1].clamp(min=_LEAST_NOISE)
-    return kernel(numbers if best is None else best[1])
+    return kernel(best[1])
 
 
 def surprise_of(kernel: ValueKernel, noise: float, scaled: Tensor, targets: Tensor) -> tuple[float, Tensor]:
