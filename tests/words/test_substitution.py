@@ -225,7 +225,7 @@ def test_influence_is_the_effect_in_this_picture(world: Colours, lens: SimpleNam
         found = method.from_features(lens, z, lens.classifier.head(z).detach(), targets, embeddings=u)
         row = lens.classifier.affine_head.weight[target]
         for words, (colour, texture) in zip(found, pairs, strict=True):
-            assert words.protocol == "faithtrace/substitution/shown/logit@1"
+            assert words.protocol == "faithtrace/substitution/shown/logit@2"
             influence = {p.text: p.influence for p in words}
             for attribute, value in (("colour", colour), ("texture", texture)):
                 expected = usual_effect(world, row, colour, texture, attribute)
@@ -295,7 +295,7 @@ def test_features_can_stand_in_for_the_picture(world: Colours, lens: SimpleNames
     found = FaithTrace(k=None, control=False, reader="features").from_features(lens, z, logits)
     aligned = FaithTrace(k=None, control=False).from_features(lens, z, logits, embeddings=tables_of(lens).aligned(z))
     for a, b in zip(found, aligned, strict=True):
-        assert a.protocol == "faithtrace/substitution/shown/logit@1"
+        assert a.protocol == "faithtrace/substitution/shown/logit@2"
         assert [p.text for p in a] == [p.text for p in b]
 
 

@@ -20,6 +20,8 @@ from whylens.words.selection import diverse, strongest
 from whylens.words.substitution import Substitution, substitution_of
 from whylens.words.tables import LensLike, Tables, tables_of
 
+# Of a direction's procedure, for the protocol's id; 1 where nothing is said.
+VERSIONS = {"substitution": 2}
 WEIGHTINGS = ("shown", "contrast", "presence", "displacement", "none")
 
 
@@ -198,7 +200,8 @@ class FaithTrace(WordsMethod):
         phrases, suppressing = self._choose(scores, inner, chosen)
         return Scored(
             protocol=f"faithtrace/{direction}/{weighting}/{self.function}"
-            + (f"/layer={self.layer}@1" if self.layer else "@1"),
+            + (f"/layer={self.layer}" if self.layer else "")
+            + f"@{VERSIONS.get(direction, 1)}",
             scores=scores,
             phrases=phrases,
             suppressing=suppressing,
