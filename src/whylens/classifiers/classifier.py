@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -314,7 +315,8 @@ def _refuse_broken(module: nn.Module) -> None:
 
 
 def _first_float(module: nn.Module) -> Tensor | None:
-    for tensor in (*module.parameters(), *module.buffers()):
+    # One after the other, since this is asked in every pass and the first one answers as a rule.
+    for tensor in itertools.chain(module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             return tensor
     return None

@@ -44,6 +44,12 @@ def attention_weights(
     return scores.softmax(-1)
 
 
+def attention_shape(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[int, ...]:
+    """The shape (..., L, S) of the weights of a plain attention call, which are not computed."""
+    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+    return (*batch, query.shape[-2], key.shape[-2])
+
+
 def with_weight_gradient(
     output: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
 ) -> Tensor:
@@ -76,10 +82,12 @@ class _Explicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (u,) = gradients
+        query, key, value = ctx.saved_tensors
         with torch.enable_grad():
-            query, key, value = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+            query, key = (t.detach().requires_grad_() for t in (query, key))
             weights = attention_weights(query, key, value, **ctx.rest)
-            weights.register_hook(ctx.change)
-            again = weights @ value
-            found = torch.autograd.grad(again, (query, key, value), u.to(again.dtype))
-        return (*found, None, None, None)
+        u = u.to(weights.dtype)
+        changed = ctx.change((u @ value.transpose(-2, -1)).sum_to_size(weights.shape))
+        by_query, by_key = torch.autograd.grad(weights, (query, key), changed)
+        by_value = weights.detach().transpose(-2, -1) @ u
+        return by_query, by_key, by_value.sum_to_size(value.shape), None, None, None

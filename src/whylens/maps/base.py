@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from whylens.classifiers.execution import as_written
 from whylens.classifiers.pictures import check_pictures
+from whylens.classifiers.precision import has_bf16
 from whylens.classifiers.quiet import quiet
 from whylens.errors import InputError, ModelError, WhylensError
 from whylens.maps.batching import in_batches, out_of_memory
@@ -142,7 +143,9 @@ class MapMethod(ABC):
         if against is not None and bool((against == chosen).any()):
             same = int(chosen[against == chosen][0])
             raise InputError(f"Target and contrast are the same class, {same}; a contrast must be another class.")
-        return View(classifier, x, chosen, against, hashes, seed, view.ledger)
+        # The predicted class above is that of the network's own precision.
+        precision = getattr(self, "precision", "float32")
+        return View(classifier, x, chosen, against, hashes, seed, view.ledger, precision)
 
     def _in_batches(self, view: View, batch_size: int | None) -> list[HeatMap]:
         started = time.perf_counter()
@@ -152,6 +155,7 @@ class MapMethod(ABC):
             return self._checked(self.attribute(part), part), part.ledger
 
         results: list[HeatMap] = []
+        lowered = view.precision == "auto" and has_bf16(view.device)
         batches = in_batches(
             run,
             len(view),
@@ -165,6 +169,8 @@ class MapMethod(ABC):
             seconds, started = time.perf_counter() - started, time.perf_counter()
             for i, array in zip(range(start, stop), maps.numpy(), strict=True):
                 notes = list(ledger.notes[i - start])
+                if lowered:
+                    notes.append('The network ran in bfloat16, which precision="auto" takes on this device.')
                 if array.size > 1 and float(array.min()) == float(array.max()):
                     notes.append(
                         "The map is the same everywhere: this method finds no pixel more important than others."

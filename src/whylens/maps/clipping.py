@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from whylens.errors import InputError, ModelError, unknown_name
-from whylens.maps.attention import attention_weights, is_plain_attention, with_weight_gradient
+from whylens.maps.attention import attention_shape, attention_weights, is_plain_attention, with_weight_gradient
 
 T = TypeVar("T")
 
@@ -85,13 +85,57 @@ def clip(mode: str, u: Tensor, flags: Tensor) -> Tensor:
     return u * flags if mode == "FGVIS" else u
 
 
+def floor_of(flags: Tensor) -> Tensor:
+    """What mode IBM raises gradients to, as a number for each flag: 0 for silent units, nothing (-inf) for others.
+
+    ``torch.maximum(u, floor_of(flags))`` is ``clip("IBM", u, flags)`` in a tenth of the time. Both numbers are exact in
+    bf16, which takes two bytes.
+    """
+    return torch.zeros(flags.shape, dtype=torch.bfloat16, device=flags.device).masked_fill_(flags, -torch.inf)
+
+
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One activation call of the original pass: the function's name, its shape, and what is kept: flags or a0."""
+    """One activation call of the original pass: the function's name, its shape, and what is kept: floors or a0."""
 
     name: str
     shape: tuple[int, ...]
     kept: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What was kept of B pictures, beside the variants of each.
+
+    Attributes:
+        values: of the original pictures.
+        axis: the one along which variants lie behind each other.
+        parts: (B, variants of a picture, rows of a picture) along that axis.
+    """
+
+    values: Tensor
+    axis: int
+    parts: tuple[int, int, int]
+
+    def spread(self) -> Tensor:
+        """The values, repeated for every variant."""
+        if self.parts[1] == 1:
+            return self.values
+        apart = self._apart()
+        wide = list(apart.shape)
+        wide[self.axis + 1] = self.parts[1]
+        return apart.expand(wide).flatten(self.axis, self.axis + 2)
+
+    def lifted(self, u: Tensor) -> Tensor:
+        """A gradient at the variants, nowhere below the values."""
+        if self.parts[1] == 1:
+            return torch.maximum(u, self.values.to(u.dtype))
+        lifted = torch.maximum(u.unflatten(self.axis, self.parts), self._apart().to(u.dtype))
+        return lifted.flatten(self.axis, self.axis + 2)
+
+    def _apart(self) -> Tensor:
+        pictures, _, own = self.parts
+        return self.values.unflatten(self.axis, (pictures, 1, own))
 
 
 class Clipping:
@@ -106,7 +150,7 @@ class Clipping:
     Raises:
         InputError: for an unknown mode or scope.
 
-    Memory: one flag (a byte) for each unit in mode IBM, one number for each unit in the other modes.
+    Memory: two bytes for each unit in mode IBM, one number for each unit in the other modes.
     """
 
     def __init__(self, mode: str = "IBM", *, scope: str = "before-head", attention: bool = True) -> None:
@@ -220,7 +264,7 @@ class _Recorder(_Watcher):
     def activation(self, name: str, output: Tensor, silent_at: float) -> None:
         # Computed or copied at once, because a following in-place layer may overwrite the output.
         mode = self.clipping.mode
-        kept = keep_flags(mode, output, output, silent_at) if mode == "IBM" else output.clone()
+        kept = floor_of(keep_flags(mode, output, output, silent_at)) if mode == "IBM" else output.clone()
         self.sites.append(Site(name, tuple(output.shape), kept))
 
     def attention(self, output: Tensor, args: Any, kwargs: Any) -> Tensor:
@@ -240,20 +284,24 @@ class _Clipper(_Watcher):
             output.register_hook(self.changer(kept, None if self.clipping.mode == "IBM" else output.detach()))
 
     def attention(self, output: Tensor, args: Any, kwargs: Any) -> Tensor:
-        with torch.no_grad():
-            weights = attention_weights(*args, **kwargs)
-        kept = self.next(_FUSED, tuple(weights.shape))
+        kept = self.next(_FUSED, attention_shape(*args, **kwargs))
         if not output.requires_grad:
             return output
+        weights = None
+        if self.clipping.mode != "IBM":
+            with torch.no_grad():
+                weights = attention_weights(*args, **kwargs)
         return with_weight_gradient(output, args, kwargs, self.changer(kept, weights))
 
-    def changer(self, kept: Tensor, a: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def changer(self, kept: _Kept, a: Tensor | None) -> Callable[[Tensor], Tensor]:
         mode = self.clipping.mode
+        if a is None:
+            return kept.lifted
         # Flags, not values: a following in-place layer may overwrite them, and a flag takes a quarter of the memory.
-        flags = kept if a is None or mode == "IBM" else keep_flags(mode, a, kept)
+        flags = keep_flags(mode, a, kept.spread())
         return lambda u: clip(mode, u, flags)
 
-    def next(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def next(self, name: str, shape: tuple[int, ...]) -> _Kept:
         sites, pictures = self.clipping.sites, self.clipping.pictures
         if self.cursor >= len(sites):
             raise ModelError(
@@ -262,7 +310,7 @@ class _Clipper(_Watcher):
             )
         site = sites[self.cursor]
         self.cursor += 1
-        kept = _spread(site.kept, shape, pictures) if site.name == name else None
+        kept = _beside(site.kept, shape, pictures) if site.name == name else None
         if kept is None:
             raise ModelError(
                 f"Activation call {self.cursor} is {name} of shape {shape} for variants of {pictures} pictures, and "
@@ -271,14 +319,14 @@ class _Clipper(_Watcher):
         return kept
 
 
-def _spread(kept: Tensor, shape: tuple[int, ...], pictures: int) -> Tensor | None:
-    """What was kept of B pictures, for k variants of each behind each other; None where the shapes do not fit.
+def _beside(kept: Tensor, shape: tuple[int, ...], pictures: int) -> _Kept | None:
+    """What was kept of B pictures, beside k variants of each behind each other; None where the shapes do not fit.
 
     The axis is the one whose length differs: the first of most tensors, another of sequence-first transformers. It may
     hold several rows of one picture (windows).
     """
     if tuple(kept.shape) == shape:
-        return kept
+        return _Kept(kept, 0, (1, 1, shape[0]))
     differing = [axis for axis, (old, new) in enumerate(zip(kept.shape, shape, strict=False)) if old != new]
     if len(kept.shape) != len(shape) or len(differing) != 1:
         return None
@@ -286,10 +334,7 @@ def _spread(kept: Tensor, shape: tuple[int, ...], pictures: int) -> Tensor | Non
     old, new = kept.shape[axis], shape[axis]
     if old % pictures or new % old:
         return None
-    parts = kept.unflatten(axis, (pictures, 1, old // pictures))
-    wide = list(parts.shape)
-    wide[axis + 1] = new // old
-    return parts.expand(wide).reshape(shape)
+    return _Kept(kept, axis, (pictures, new // old, old // pictures))
 
 
 def _is_activation(name: str, args: Any, kwargs: Any) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from whylens.classifiers.precision import PRECISIONS
 from whylens.errors import InputError
 from whylens.maps.base import MapMethod
 from whylens.maps.references import blur
@@ -43,6 +44,7 @@ class ExtremalPerturbation(MapMethod):
         rate: learning rate; momentum and dampening are 0.9.
         area_weight: weight of the area term at the start.
         mirror: whether every other iteration shows the mirrored pictures.
+        precision: of the network, ``"float32"`` (its own), ``"bfloat16"`` or ``"auto"``: bf16 where the device has it.
 
     Cost: ``iterations`` passes for each area (4,800 by default), twice that for ``"dual"``.
     """
@@ -61,6 +63,7 @@ class ExtremalPerturbation(MapMethod):
         rate: float = 0.01,
         area_weight: float = 300.0,
         mirror: bool = True,
+        precision: str = "float32",
     ) -> None:
         self.areas = areas
         self.iterations = iterations
@@ -70,6 +73,7 @@ class ExtremalPerturbation(MapMethod):
         self.rate = rate
         self.area_weight = area_weight
         self.mirror = mirror
+        self.precision = precision
 
     @property
     def rows_per_picture(self) -> int:
@@ -91,6 +95,7 @@ class ExtremalPerturbation(MapMethod):
         check_number(self.name, "rate", self.rate, above=True)
         check_number(self.name, "area_weight", self.area_weight)
         check_flag(self.name, "mirror", self.mirror)
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""

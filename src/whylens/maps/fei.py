@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from whylens.classifiers.precision import PRECISIONS
 from whylens.errors import InputError
 from whylens.maps.base import MapMethod
 from whylens.maps.clipping import MODES, SCOPES, Clipping
 from whylens.maps.fei_fast import cut, joint_field
-from whylens.maps.fei_game import GAMES, Game, autocast
+from whylens.maps.fei_game import GAMES, Game
 from whylens.maps.fei_paper import sequential_masks
 from whylens.maps.settings import check_choice, check_flag, check_whole
 from whylens.maps.view import View
@@ -22,7 +23,6 @@ QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 ITERATIONS = {"paper": 100, "fast": 19}
 # Of a preset's procedure, for the protocol's id.
 VERSIONS = {"paper": 1, "fast": 4}
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
 
 
 @register("fei", kind="map")
@@ -40,7 +40,7 @@ class FEI(MapMethod):
         iterations: optimisation steps, for each mask (paper) or for all at once (fast); by default 100 and 19.
         scope: which activations are clipped: ``"before-head"`` or ``"all"``, see :class:`Clipping`.
         attention: whether the attention of transformers is clipped too (our extension).
-        precision: ``"float32"``: the network's own; ``"bfloat16"``: autocast, masks and sums stay in float32.
+        precision: of the network, ``"float32"``, ``"bfloat16"`` or ``"auto"``; masks and sums stay in float32.
 
     The colours that replace pixels are drawn for each picture from its content and the seed. The
     result of ``"paper"`` is chaotic by its own definition, because the sign of its area term turns on a rounding: it is
@@ -106,7 +106,7 @@ class FEI(MapMethod):
         check_choice(self.name, "game", self.game, GAMES)
         check_choice(self.name, "clipping", self.clipping, MODES)
         check_choice(self.name, "scope", self.scope, SCOPES)
-        check_choice(self.name, "precision", self.precision, tuple(PRECISIONS))
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
         check_flag(self.name, "attention", self.attention)
         if self.iterations is not None:
             check_whole(self.name, "iterations", self.iterations)
@@ -128,11 +128,10 @@ class FEI(MapMethod):
         return cut(joint_field(view, game, self.quantiles, self._iterations)[:, None], self.quantiles)
 
     def _game(self, view: View) -> Game:
-        precision = PRECISIONS[self.precision]
         clipping = Clipping(self.clipping, scope=self.scope, attention=self.attention)
         if self.clipping != "NONE":
-            with torch.no_grad(), autocast(view.device, precision):
+            with torch.no_grad():
                 # Run at once, since what is remembered must be whole: view.logits might split the batch.
-                clipping.remember(lambda: view.classifier.logits(view.images), len(view))
+                clipping.remember(lambda: view.run(view.images), len(view))
             view.count(0.5)
-        return Game(self.game, clipping, precision)
+        return Game(self.game, clipping)

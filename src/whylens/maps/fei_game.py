@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +21,10 @@ class Game:
         name: ``"preservation"``: what the mask keeps shall hold the score. ``"deletion"``: what remains without the
             mask shall lose it. ``"hybrid"``: both.
         clipping: has seen the original pictures.
-        precision: type of the network's arithmetic (autocast), None for its own.
     """
 
     name: str
     clipping: Clipping
-    precision: torch.dtype | None = None
 
     @property
     def rows(self) -> int:
@@ -54,16 +51,9 @@ class Game:
             parts.append(pictures + mask * (colour - pictures))
         # The rows of one picture stay behind each other, as scores and clipping expect them.
         x = parts[0] if len(parts) == 1 else torch.stack(parts, 1).flatten(0, 1)
-        with self.clipping.clipped(), autocast(view.device, self.precision):
+        with self.clipping.clipped():
             score = view.score(x)
         if self.name == "hybrid":
             kept, removed = score.unflatten(0, (-1, 2)).unbind(1)
             return removed - kept
         return score if self.name == "deletion" else -score
-
-
-def autocast(device: torch.device, precision: torch.dtype | None) -> contextlib.AbstractContextManager[None]:
-    """Lower precision inside the block; a block without effect for None."""
-    if precision is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, precision)

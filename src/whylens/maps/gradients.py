@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whylens.classifiers.precision import PRECISIONS
 from whylens.maps.base import MapMethod
 from whylens.maps.references import REFERENCES, reference_pictures, rows_at_once
 from whylens.maps.settings import check_choice, check_flag, check_number, check_whole
@@ -105,6 +106,7 @@ class IntegratedGradients(MapMethod):
         reference: ``"mean"``, ``"black"``, ``"grey"``, ``"white"`` or ``"blur"``.
         quadrature: ``"gausslegendre"``, ``"riemann_middle"``, ``"riemann_left"`` or ``"riemann_right"``.
         channels: how colours become one number.
+        precision: of the network, ``"float32"`` (its own), ``"bfloat16"`` or ``"auto"``: bf16 where the device has it.
 
     Cost: ``steps`` passes a picture, in batches of one picture's points. Computed by captum.
     """
@@ -121,11 +123,13 @@ class IntegratedGradients(MapMethod):
         reference: str = "mean",
         quadrature: str = "gausslegendre",
         channels: str = "signed",
+        precision: str = "float32",
     ) -> None:
         self.steps = steps
         self.reference = reference
         self.quadrature = quadrature
         self.channels = channels
+        self.precision = precision
 
     def validate(self) -> None:
         """Check the settings."""
@@ -133,6 +137,7 @@ class IntegratedGradients(MapMethod):
         check_whole(self.name, "steps", self.steps)
         check_choice(self.name, "reference", self.reference, REFERENCES)
         check_choice(self.name, "channels", self.channels, CHANNELS)
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""
@@ -163,6 +168,7 @@ class SmoothGrad(MapMethod):
         noise: standard deviation of the noise, as a share of each picture's range of values.
         squared: average the squared gradients (SmoothGrad-Squared, Hooker et al. 2019); signs are then lost.
         channels: how colours become one number, after averaging.
+        precision: of the network, ``"float32"`` (its own), ``"bfloat16"`` or ``"auto"``: bf16 where the device has it.
 
     Cost: ``samples`` passes a picture, in batches of one picture's copies. Noise is drawn from the seed and the picture.
     """
@@ -170,12 +176,19 @@ class SmoothGrad(MapMethod):
     name = "smoothgrad"
 
     def __init__(
-        self, *, samples: int = 32, noise: float = 0.15, squared: bool = False, channels: str = "absolute"
+        self,
+        *,
+        samples: int = 32,
+        noise: float = 0.15,
+        squared: bool = False,
+        channels: str = "absolute",
+        precision: str = "float32",
     ) -> None:
         self.samples = samples
         self.noise = noise
         self.squared = squared
         self.channels = channels
+        self.precision = precision
 
     def validate(self) -> None:
         """Check the settings."""
@@ -183,6 +196,7 @@ class SmoothGrad(MapMethod):
         check_number(self.name, "noise", self.noise)
         check_flag(self.name, "squared", self.squared)
         check_choice(self.name, "channels", self.channels, CHANNELS)
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""

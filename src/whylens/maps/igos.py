@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from whylens.classifiers.precision import PRECISIONS
 from whylens.maps.base import MapMethod
 from whylens.maps.references import blur, rows_at_once
 from whylens.maps.settings import check_choice, check_number, check_whole
@@ -41,6 +42,7 @@ class IgosPlusPlus(MapMethod):
         smooth_weight: weight of the smoothness.
         rate: step length for masks of 28 x 28 values, in proportion for others.
         output: ``"probability"`` or ``"logit"``. The weights' defaults are for probabilities.
+        precision: of the network, ``"float32"`` (its own), ``"bfloat16"`` or ``"auto"``: bf16 where the device has it.
 
     Cost: ``4 * points * iterations`` passes a picture (1,200 by default). Noise is drawn from the seed and the picture.
     """
@@ -59,6 +61,7 @@ class IgosPlusPlus(MapMethod):
         smooth_weight: float = 20.0,
         rate: float = 1000.0,
         output: str = "probability",
+        precision: str = "float32",
     ) -> None:
         self.iterations = iterations
         self.points = points
@@ -68,6 +71,7 @@ class IgosPlusPlus(MapMethod):
         self.smooth_weight = smooth_weight
         self.rate = rate
         self.output = output
+        self.precision = precision
 
     def validate(self) -> None:
         """Check the settings."""
@@ -78,6 +82,7 @@ class IgosPlusPlus(MapMethod):
             check_number(self.name, setting, getattr(self, setting))
         check_number(self.name, "rate", self.rate, above=True)
         check_choice(self.name, "output", self.output, ("probability", "logit"))
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""

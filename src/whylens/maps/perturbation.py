@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from whylens.classifiers.precision import PRECISIONS
 from whylens.maps.base import MapMethod
 from whylens.maps.references import REFERENCES, reference_pictures, rows_at_once, summing_dtype
 from whylens.maps.settings import check_choice, check_number, check_whole
@@ -33,6 +34,7 @@ class Occlusion(MapMethod):
         stride: pixels between windows; default: half the window. At most the window, so that every pixel is covered.
         reference: what the window shows: ``"mean"``, ``"black"``, ``"grey"``, ``"white"`` or ``"blur"``.
         output: ``"logit"`` or ``"probability"``.
+        precision: of the network, ``"float32"`` (its own), ``"bfloat16"`` or ``"auto"``: bf16 where the device has it.
 
     Cost: half a pass for the picture and for each window; by default 169 windows at 224 x 224, hence 85 passes.
     """
@@ -46,11 +48,13 @@ class Occlusion(MapMethod):
         stride: int | None = None,
         reference: str = "mean",
         output: str = "logit",
+        precision: str = "float32",
     ) -> None:
         self.window = window
         self.stride = stride
         self.reference = reference
         self.output = output
+        self.precision = precision
 
     def validate(self) -> None:
         """Check the settings."""
@@ -62,6 +66,7 @@ class Occlusion(MapMethod):
             check_number(self.name, "stride", self.stride, 1, self.window)
         check_choice(self.name, "reference", self.reference, REFERENCES)
         check_choice(self.name, "output", self.output, OUTPUTS)
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""
@@ -107,6 +112,7 @@ class Rise(MapMethod):
         keep: probability of a one.
         reference: what hidden pixels show: ``"mean"``, ``"black"``, ``"grey"``, ``"white"`` or ``"blur"``.
         output: ``"probability"`` or ``"logit"``.
+        precision: of the network, ``"float32"`` (its own), ``"bfloat16"`` or ``"auto"``: bf16 where the device has it.
 
     Cost: ``masks / 2`` passes a picture. Masks are drawn from the seed and the picture.
     """
@@ -121,12 +127,14 @@ class Rise(MapMethod):
         keep: float = 0.1,
         reference: str = "mean",
         output: str = "probability",
+        precision: str = "float32",
     ) -> None:
         self.masks = masks
         self.cells = cells
         self.keep = keep
         self.reference = reference
         self.output = output
+        self.precision = precision
 
     def validate(self) -> None:
         """Check the settings."""
@@ -135,6 +143,7 @@ class Rise(MapMethod):
         check_number(self.name, "keep", self.keep, 0.0, 1.0, above=True)
         check_choice(self.name, "reference", self.reference, REFERENCES)
         check_choice(self.name, "output", self.output, OUTPUTS)
+        check_choice(self.name, "precision", self.precision, PRECISIONS)
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W)."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from whylens.classifiers.precision import arithmetic
 from whylens.errors import InputError, ModelError
 from whylens.maps.batching import in_batches
 from whylens.randomness import torch_generator
@@ -45,6 +46,8 @@ class View:
         targets: (B,) explained classes; contrasts: (B,) classes they are explained against, or None.
         hashes: content hashes of the pictures.
         seed: of the random draws.
+        ledger: what is spent.
+        precision: of the network, see :func:`~whylens.classifiers.precision.arithmetic`.
     """
 
     classifier: Classifier
@@ -54,6 +57,7 @@ class View:
     hashes: tuple[str, ...]
     seed: int
     ledger: Ledger = field(repr=False)
+    precision: str = "float32"
 
     def __len__(self) -> int:
         return len(self.images)
@@ -91,9 +95,9 @@ class View:
         graph = torch.is_grad_enabled()
         self.count(1.0 if graph else FORWARD, owners)
         if graph:
-            return self.classifier.logits(x).float()
+            return self.run(x)
         parts = in_batches(
-            lambda start, stop: self.classifier.logits(x[start:stop]).float(),
+            lambda start, stop: self.run(x[start:stop]),
             len(x),
             module=self.classifier.module,
             key="forward",
@@ -101,6 +105,11 @@ class View:
             device=self.device,
         )
         return torch.cat([part for _, _, part in parts])
+
+    def run(self, x: Tensor) -> Tensor:
+        """All logits (n, C) in float32, in one pass that is not counted, with a graph where gradients are enabled."""
+        with arithmetic(self.precision, self.device):
+            return self.classifier.logits(x).float()
 
     def pick(self, logits: Tensor, rows: Tensor | None = None) -> Tensor:
         """The explained quantity (n,) float32 of logits (n, C) that are at hand; ``rows`` as in :meth:`score`."""

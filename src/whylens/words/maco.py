@@ -8,7 +8,6 @@ and everything random comes from the seed and the units, so that a set gives the
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from whylens.classifiers.precision import PRECISIONS, arithmetic
 from whylens.classifiers.quiet import quiet
 from whylens.dictionaries import Dictionary
 from whylens.errors import InputError, ModelError, unknown_name
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 OBJECTIVES = ("pre-codes", "codes")
 DECAYS = ("none", "cosine")
-PRECISIONS = ("float32", "auto")
 # Crops that tell at the end whether a unit fires.
 CHECK_CROPS = 16
 # The longer side of a kept picture; what is translated was computed from the whole canvas.
@@ -59,7 +58,7 @@ class MacoSettings:
         objective: ``"pre-codes"``: values before ReLU and selection; ``"codes"``: after them, as TEXTER's code has it (a
             latent that is silent in a crop then has no gradient there).
         final_crops: of the finished picture, inside the canvas and without noise; they are what is translated.
-        precision: of the network while optimising: ``"float32"``, or ``"auto"``: bf16 where the processor has it.
+        precision: of the network while optimising: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bf16 where the processor has it.
         preset: the preset that these settings started from.
     """
 
@@ -306,7 +305,7 @@ def optimise(
             if settings.noise:
                 drawn = torch.cat([_noise((settings.crops, 3, *size), g) for g in generators])
                 crops = crops + settings.noise * drawn.to(device)
-            with _precision(settings.precision, device):
+            with arithmetic(settings.precision, device):
                 features = classifier.features(crops)
             values = units.values(features.float(), settings.crops, codes=settings.objective == "codes")
             objective = values.sum(1)
@@ -407,19 +406,3 @@ def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _factor(step: int, settings: MacoSettings) -> float:
     return 1.0 if settings.decay == "none" else 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-
-
-def _precision(name: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if name == "float32" or not has_bf16(device):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware; elsewhere it would be emulated, far slower than fp32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    found = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(bool(check()) for check in found if check is not None)
