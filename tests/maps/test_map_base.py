@@ -8,9 +8,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from whylens import Classifier
+from whylens.classifiers.execution import as_written
 from whylens.errors import InputError, ModelError
-from whylens.maps import MapMethod
+from whylens.maps import FEI, MapMethod
 from whylens.maps.batching import in_batches, out_of_memory
+from whylens.registry import get_method
 
 
 class Plain(MapMethod):
@@ -180,6 +182,16 @@ def test_callers_may_have_gradients_off(model):
         assert torch.equal(arrays(Plain()(model, x * 1.0)), expected)
 
 
+def _with_a_compiled_layer(net):
+    net.act1 = torch.compile(net.act1, backend="eager")
+    return net
+
+
+def _with_a_layer_compiled_in_place(net):
+    net.conv2.compile(backend="eager")
+    return net
+
+
 class Checkpointed(nn.Module):
     def __init__(self, net, reentrant):
         super().__init__()
@@ -199,20 +211,52 @@ class Checkpointed(nn.Module):
             id="partly-compiled",
             marks=pytest.mark.slow,
         ),
+        pytest.param(_with_a_compiled_layer, id="a-layer-compiled", marks=pytest.mark.slow),
+        pytest.param(_with_a_layer_compiled_in_place, id="a-layer-compiled-in-place", marks=pytest.mark.slow),
         pytest.param(lambda net: Checkpointed(net, False), id="checkpointed"),
         pytest.param(lambda net: Checkpointed(net, True), id="reentrant"),
         pytest.param(lambda net: net.double(), id="double"),
     ],
 )
-@pytest.mark.parametrize("name", ["plain", "fei"])
+@pytest.mark.parametrize("name", ["plain", "fei", "guided_backprop", "deeplift", "grad_cam"])
 def test_wrapped_networks_give_the_same_maps(wrap, name):
-    from whylens.maps import FEI
-
-    method = Plain() if name == "plain" else FEI(iterations=3)
+    method = {"plain": Plain(), "fei": FEI(iterations=3)}.get(name) or get_method(name).factory()
     x, targets = pictures(), torch.tensor([0, 1])
     expected = arrays(method(classifier(seeded(Cnn)), x, targets))
     wrapped = Classifier(wrap(seeded(Cnn).eval()), size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
     assert torch.allclose(arrays(method(wrapped, x, targets)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_parts_run_once_inside_the_block(reentrant):
+    """Whatever PyTorch calls the inside of its checkpoint: a second run would mean that it was not switched off."""
+    runs = []
+
+    def part(x):
+        runs.append(x)
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    with as_written(nn.Identity()):
+        checkpoint(part, x, use_reentrant=reentrant).sum().backward()
+    assert len(runs) == 1
+    checkpoint(part, x, use_reentrant=reentrant).sum().backward()
+    assert len(runs) == 3
+
+
+@pytest.mark.parametrize("name", ["fei", "legrad", "attention_rollout"])
+def test_checkpointed_transformers_give_the_same_maps(name):
+    timm = pytest.importorskip("timm")
+    method = FEI(iterations=2) if name == "fei" else get_method(name).factory()
+    made = []
+    for recomputed in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = timm.create_model("vit_tiny_patch16_224", num_classes=5, depth=2, img_size=48)
+        net.set_grad_checkpointing(recomputed)
+        model = classifier(net, size=(48, 48))
+        made.append(arrays(method(model, pictures(2, (48, 48)), torch.tensor([0, 1]))))
+    assert torch.allclose(*made, atol=1e-6)
 
 
 def test_memory_that_runs_out_halves_the_batch_and_is_remembered():

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from whylens.classifiers.calls import Forward, patched, tensors_of
+from whylens.classifiers.execution import as_written
 from whylens.classifiers.layouts import read_layout
 from whylens.classifiers.outputs import extract_logits
 
@@ -47,7 +48,7 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
 
         return wrap
 
-    with patched({m: wrapper(n) for n, m in module.named_modules() if n}):
+    with as_written(module), patched({m: wrapper(n) for n, m in module.named_modules() if n}):
         logits = extract_logits(module(x), x.shape[0])
     separating = _separators(logits.grad_fn)
     names: dict[Node, tuple[str, tuple[int, ...]]] = {}

@@ -50,8 +50,13 @@ def _direct(*args: Any, **kwargs: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncheckpointed() -> Iterator[None]:
-    # torch.utils.checkpoint.checkpoint looks these up when it is called, however it was imported.
-    stand_ins = {"CheckpointFunction": _Direct, "_checkpoint_without_reentrant_generator": _direct}
+    # torch.utils.checkpoint.checkpoint looks these up when it is called, however it was imported. Versions differ in
+    # the name of the second one.
+    stand_ins = {
+        "CheckpointFunction": _Direct,
+        "_checkpoint_without_reentrant_generator": _direct,
+        "_checkpoint_without_reentrant_generator_impl": _direct,
+    }
     kept = {name: getattr(checkpoint, name) for name in stand_ins if hasattr(checkpoint, name)}
     try:
         for name in kept:
