@@ -17,6 +17,7 @@ from whylens.evaluation import Selection, evaluate_maps
 from whylens.evaluation.masks import Masks
 from whylens.evaluation.summary import lower_is_better
 from whylens.images import read_picture
+from whylens.maps import Rise
 from whylens.metrics import RISE_CURVES, score_maps
 
 METHODS = {"gradient": Gradient(), "noise": Noise()}
@@ -268,14 +269,95 @@ def test_boxes_follow_the_picture_through_the_preprocessing(classifier: Classifi
     array[10:20, 30:50] = 255
     Image.fromarray(array).save(tmp_path / "a.png")
     (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\na.png,30,10,49,19\nb.png,0,0,1,1\n")
-    masks = Masks(tmp_path / "boxes.csv")
-    inside = masks.of("a.png", read_picture(tmp_path / "a.png"), classifier.preprocessing)
-    seen = classifier.preprocess(tmp_path / "a.png")[0].numpy() > 0.5
+    a, b, c = (tmp_path / f"{name}.png" for name in "abc")
+    masks = Masks(tmp_path / "boxes.csv", [a, b, c])
+    inside = masks.of(a, read_picture(a), classifier.preprocessing)
+    seen = classifier.preprocess(a)[0].numpy() > 0.5
     assert inside.shape == (16, 16)
     assert (inside != seen).sum() <= 4
-    assert masks.of("c.png", read_picture(tmp_path / "a.png"), classifier.preprocessing) is None
+    assert masks.of(c, read_picture(a), classifier.preprocessing) is None
     with pytest.raises(PictureError, match="empty where the classifier looks"):
-        masks.of("b.png", read_picture(tmp_path / "a.png"), classifier.preprocessing)
+        masks.of(b, read_picture(a), classifier.preprocessing)
+
+
+def _same_names(folder: Path) -> list[Path]:
+    files = [folder / "photos" / name / "1.png" for name in ("cats", "dogs")]
+    for number, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 100 * number, np.uint8)).save(file)
+    return files
+
+
+@pytest.mark.parametrize("kind", ["boxes", "pictures"])
+def test_pictures_of_one_name_have_their_own_masks(tmp_path: Path, kind: str) -> None:
+    files = _same_names(tmp_path)
+    source = tmp_path / "boxes.csv"
+    # A mask's folders may be fewer or more than those of the pictures that were named.
+    source.write_text("file,x0,y0,x1,y1\nval/cats/1.png,0,0,3,7\ndogs/1.png,4,0,7,7\ndogs/2.png,0,0,1,1\n")
+    if kind == "pictures":
+        source = tmp_path / "masks"
+        for name, columns in (("cats", slice(0, 4)), ("dogs", slice(4, 8))):
+            (source / name).mkdir(parents=True)
+            drawn = np.zeros((8, 8), np.uint8)
+            drawn[:, columns] = 255
+            Image.fromarray(drawn).save(source / name / "1.bmp")
+    masks = Masks(source, files)
+    left, right = (masks.at_picture(file, read_picture(file)) for file in files)
+    assert left[:, :4].all()
+    assert not left[:, 4:].any()
+    assert right[:, 4:].all()
+    assert not right[:, :4].any()
+    assert masks.digest(files[0]) != masks.digest(files[1])
+
+
+def test_a_mask_that_could_be_of_several_pictures_is_refused(tmp_path: Path) -> None:
+    files = _same_names(tmp_path)
+    boxes = tmp_path / "boxes.csv"
+    for text, message in (
+        ("1.png,0,0,1,1\n", "could be of 2 pictures: .*cats.*dogs"),
+        ("a/1.png,0,0,1,1\nb/1.png,0,0,1,1\n", "2 masks that could be of .*cats.*: a/1.png, b/1.png"),
+        ("cats/2.png,0,0,1,1\n", "no mask of any of the 2 pictures: it names files such as 'cats/2.png'"),
+        (",0,0,1,1\n", "Line 2 .* names no file"),
+    ):
+        boxes.write_text("file,x0,y0,x1,y1\n" + text)
+        with pytest.raises(InputError, match=message):
+            Masks(boxes, files)
+    boxes.write_text("file,x0,y0,x1,y1\ncats/1.png,0,0,1,1\n")
+    masks = Masks(boxes, files)
+    assert masks.digest(files[0]) is not None
+    assert masks.digest(files[1]) is None, "another folder's picture of that name"
+
+
+def test_what_another_version_or_another_mask_gave_is_not_taken_up(
+    classifier: Classifier, few: Path, tmp_path: Path
+) -> None:
+    names = sorted(p.name for p in few.iterdir())
+    boxes, out = tmp_path / "boxes.csv", tmp_path / "out"
+    boxes.write_text("file,x0,y0,x1,y1\n" + "".join(f"{name},0,0,999,999\n" for name in names))
+
+    class Versioned(Noise):
+        protocol = "noise@1"
+
+    run = lambda: evaluate_maps(  # noqa: E731
+        classifier, few, {"noise": Versioned()}, out, metrics=["rise", "localisation"], masks=boxes
+    )
+    first = run()
+    assert (first.reused, run().reused) == (0, 5)
+    half = read_picture(few / names[0]).array.shape[1] // 2
+    boxes.write_text(boxes.read_text().replace(f"{names[0]},0,0,999", f"{names[0]},0,0,{half}"))
+    again = run()
+    assert again.reused == 4
+    area = "box-area/v1"
+    assert again.summary.scores[area]["noise"].mean < first.summary.scores[area]["noise"].mean
+    Versioned.protocol = "noise@2"
+    with pytest.raises(StoreError, match="different: protocols"):
+        run()
+
+
+def test_settings_that_cannot_be_used_end_the_run_before_it_begins(classifier: Classifier, few: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="masks must be a whole number"):
+        evaluate_maps(classifier, few, {"rise": Rise(masks=0)}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -289,9 +371,9 @@ def test_boxes_follow_the_picture_through_the_preprocessing(classifier: Classifi
 def test_bad_tables_of_boxes_are_a_sentence(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "boxes.csv").write_text(text)
     with pytest.raises(InputError, match=message):
-        Masks(tmp_path / "boxes.csv")
+        Masks(tmp_path / "boxes.csv", [Path("a")])
     with pytest.raises(InputError, match="no file or folder of masks"):
-        Masks(tmp_path / "nowhere")
+        Masks(tmp_path / "nowhere", [Path("a")])
 
 
 @pytest.mark.parametrize(

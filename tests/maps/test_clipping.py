@@ -8,7 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from whylens.classifiers.execution import as_written
 from whylens.errors import InputError, ModelError
-from whylens.maps.clipping import MODES, Clipping, clip, keep_flags
+from whylens.maps.attention import with_weight_gradient
+from whylens.maps.clipping import MODES, Clipping, clip, floor_of, keep_flags
 
 
 def generator(seed=0):
@@ -342,6 +343,48 @@ def test_fused_attention_is_clipped_like_the_written_out_one(mode):
     plain = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(-fused(plain)[:, 1].sum(), plain)
     assert (mode == "NONE") == torch.allclose(found, gradient)
+
+
+class Biased(nn.Module):
+    """Attention whose tensors are of several types under autocast: a norm and a bias in float32, products in bf16."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.norm, self.bias = nn.Linear(3, 12), nn.LayerNorm(2), nn.Parameter(torch.empty(2, 16, 16))
+        for p in self.parameters():
+            nn.init.normal_(p, generator=generator(p.numel()))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).unflatten(-1, (3, 2, 2)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(self.norm(q), k, v, attn_mask=self.bias[None]).sum((1, 2))
+
+
+@pytest.mark.parametrize("mode", ["IBM", "VM", "FGVIS"])
+def test_attention_of_several_types_under_autocast(mode):
+    original = torch.rand(2, 3, 4, 4, generator=generator())
+    x = torch.rand(4, 3, 4, 4, generator=generator(1))
+    net = Biased()
+    _, precise = clipped_gradient(net, mode, original, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, found = clipped_gradient(net, mode, original, x)
+    assert F.cosine_similarity(found.flatten(), precise.flatten(), dim=0) > 0.97
+
+
+def test_a_value_that_is_shared_by_the_heads_gets_their_sum():
+    shared = torch.rand(2, 1, 5, 4, generator=generator(3), dtype=torch.double).requires_grad_()
+    q, k = torch.rand(2, 2, 3, 5, 4, generator=generator(2), dtype=torch.double)
+    args = (q.requires_grad_(), k, shared)
+    (expected,) = torch.autograd.grad(F.scaled_dot_product_attention(q, k, shared).square().sum(), shared)
+    explicit = with_weight_gradient(F.scaled_dot_product_attention(*args), args, {}, lambda u: u)
+    (found,) = torch.autograd.grad(explicit.square().sum(), shared)
+    assert torch.allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_floors_clip_as_flags_do(dtype):
+    u = torch.randn(50, generator=generator()).to(dtype)
+    flags = torch.rand(50, generator=generator(1)) > 0.5
+    assert torch.equal(torch.maximum(u, floor_of(flags).to(dtype)), clip("IBM", u, flags))
 
 
 class Moody(nn.Module):

@@ -10,13 +10,16 @@ from map_networks import Cnn, OnePatch, classifier, pictures, seeded
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from whylens import load_classifier
 from whylens.checks.maps import _spearman
 from whylens.errors import InputError, ModelError
-from whylens.maps import FEI, fei_fast
+from whylens.maps import FEI, GradCam, RandomMap, fei_fast
 from whylens.maps.fei_fast import cut, neighbours_of, spread_colours, standardised, with_neighbours
 from whylens.maps.fei_game import Game
 from whylens.maps.fei_paper import BETA, LEARNING_RATE, Adam, colours, sequential_masks
 from whylens.maps.view import Ledger, View
+from whylens.metrics import Curve, activation_protocol, curve_protocol, score_maps, stage_layers
+from whylens.metrics.curves import step_pixels
 from whylens.randomness import picture_hash
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -301,6 +304,8 @@ def test_lower_precision_gives_the_same_ranking(game):
         ({"attention": 1}, "attention"),
         ({"iterations": 0}, "iterations"),
         ({"quantiles": ()}, "quantiles"),
+        ({"quantiles": 0.5}, "quantiles"),
+        ({"quantiles": ("0.1",)}, "quantiles"),
         ({"quantiles": (0.5, 0.3)}, "quantiles"),
         ({"quantiles": (0.5, 1.0)}, "quantiles"),
     ],
@@ -316,3 +321,36 @@ def test_a_network_without_activations_is_refused_unless_free():
     with pytest.raises(ModelError, match="NONE"):
         FEI()(model, pictures(1, SIZE))
     assert FEI(clipping="NONE", iterations=2)(model, pictures(1, SIZE))[0].array.std() > 0
+
+
+@pytest.mark.slow
+def test_on_photographs_it_beats_grad_cam_and_chance_and_clipping_keeps_the_pathway():
+    """The paper's claims on a trained network: better insertion, and more deviation where nothing is clipped."""
+    data = pytest.importorskip("skimage.data")
+    model = load_classifier("builtin:tiny-imagenet")
+    x = torch.stack([model.preprocess(getattr(data, name)()) for name in ("chelsea", "coffee", "rocket", "astronaut")])
+    with torch.no_grad():
+        targets = model.logits(x).argmax(1)
+    methods = {
+        "IBM": FEI(iterations=6),
+        "VM": FEI(iterations=6, clipping="VM"),
+        "NONE": FEI(iterations=6, clipping="NONE"),
+        "grad_cam": GradCam(),
+        "random": RandomMap(),
+    }
+    maps = [method(model, x, targets) for method in methods.values()]
+    curve, step = Curve("insertion", "blur"), step_pixels(model.size)
+    deviation = activation_protocol("relative-deviation", curve, "mean", step)
+    areas, deviations = [], []
+    for i, picture in enumerate(x):
+        heats = torch.stack([torch.from_numpy(found[i].array) for found in maps])
+        scores = score_maps(model, picture, heats, int(targets[i]), curves=[curve], layers=stage_layers(model))
+        areas.append([s.values[curve_protocol(curve, step, model.link)] for s in scores])
+        deviations.append([s.values[deviation] for s in scores])
+    area = dict(zip(methods, np.array(areas).T, strict=True))
+    moved = dict(zip(methods, np.array(deviations).T, strict=True))
+    assert (area["IBM"] > area["grad_cam"] + 0.1).all()
+    assert (area["IBM"] > area["random"] + 0.05).all()
+    assert (moved["NONE"] > 1.15 * moved["IBM"]).all()
+    assert (moved["NONE"] > 1.15 * moved["VM"]).all()
+    assert (moved["IBM"] < moved["random"]).all()

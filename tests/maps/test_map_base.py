@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from whylens import Classifier
 from whylens.classifiers.execution import as_written
+from whylens.classifiers.precision import has_bf16
 from whylens.errors import InputError, ModelError
 from whylens.maps import FEI, MapMethod
 from whylens.maps.batching import in_batches, out_of_memory
@@ -334,3 +335,65 @@ def test_scores_know_their_pictures(model):
     together = seen["draw"]
     Made(make=work)(model, x.flip(0), targets.flip(0))
     assert torch.equal(seen["draw"], together.flip(0))
+
+
+def test_an_id_names_one_procedure():
+    """Two settings that give different maps never share an id, and the default's id stays what it was."""
+    ids = {
+        "fei/fast/preservation/IBM/5x19@4": FEI(),
+        "fei/fast/preservation/IBM/5x19{precision=bfloat16}@4": FEI(precision="bfloat16"),
+        "fei/fast/preservation/IBM/5x19{scope=all,attention=False}@4": FEI(scope="all", attention=False),
+        "fei/fast/preservation/IBM/2x19{quantiles=0.2+0.4}@4": FEI(quantiles=(0.2, 0.4)),
+        "fei/paper/deletion/VM/5x3@1": FEI(preset="paper", game="deletion", clipping="VM", iterations=3),
+        "rise@1": get_method("rise").factory(),
+        "rise{masks=10,precision=bfloat16}@1": get_method("rise").factory(masks=10, precision="bfloat16"),
+        "grad_cam{layer=conv1}@1": get_method("grad_cam").factory(layer="conv1"),
+        "plain{factor=2.0}@1": Plain(factor=2.0),
+    }
+    assert [method.protocol for method in ids.values()] == list(ids)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("integrated_gradients", {"steps": 8}),
+        ("smoothgrad", {"samples": 8}),
+        ("occlusion", {}),
+        ("rise", {"masks": 200}),
+        ("extremal_perturbation", {"iterations": 10}),
+        ("igos_pp", {"iterations": 2, "points": 4, "output": "logit", "size_weight": 0.0}),
+        ("fei", {"iterations": 6}),
+    ],
+)
+def test_a_lower_precision_is_taken_and_the_map_stays(name, settings):
+    """Every method of many passes: the network's products are bf16, the class is not chosen by them, maps agree."""
+    seen = []
+
+    class Watched(Cnn):
+        def forward(self, x):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(x)
+
+    net = seeded(Watched)
+    with torch.no_grad():
+        # Beside penalties on a mask's size a faint network would not be heard.
+        net.fc.weight *= 50
+    model, x = classifier(net), pictures()
+    exact = get_method(name).factory(**settings)(model, x)
+    assert not any(seen)
+    seen.clear()
+    low = get_method(name).factory(**settings, precision="bfloat16")(model, x)
+    assert seen[0] is False, "the class that is asked about is that of the network's own precision"
+    assert all(seen[1:])
+    for a, b in zip(exact, low, strict=True):
+        assert a.target == b.target
+        assert np.corrcoef(a.array.ravel(), b.array.ravel())[0, 1] > 0.9
+        assert not np.array_equal(a.array, b.array)
+    seen.clear()
+    chosen = get_method(name).factory(**settings, precision="auto")(model, x)
+    assert any(seen) == has_bf16(torch.device("cpu"))
+    expected = low if any(seen) else exact
+    assert all(np.array_equal(a.array, b.array) for a, b in zip(chosen, expected, strict=True))
+    assert all(any("bfloat16" in note for note in m.notes) == any(seen) for m in chosen)
+    with pytest.raises(InputError, match="precision"):
+        get_method(name).factory(**settings, precision="half")(model, x)

@@ -162,7 +162,7 @@ def _finding(
         claim.name,
         outcome,
         claim.meanings.get(outcome, ""),
-        f"{_method(world, settings).protocol}/{world.plan.precision}/insertion+deletion/zero+blur/relative-deviation@1",
+        f"{_method(world, settings).protocol}/insertion+deletion/zero+blur/relative-deviation@1",
         unit,
         ", ".join(labels),
         ", ".join(f"{count} ({label})" for label, count in counts.items()),

@@ -19,7 +19,7 @@ from whylens.evaluation.extras import Extras
 from whylens.evaluation.folder import EvaluationFolder
 from whylens.evaluation.masks import Masks
 from whylens.evaluation.results import write_results
-from whylens.evaluation.rows import Loaded, check_counts, sentence, stream_rows
+from whylens.evaluation.rows import Loaded, check_counts, protocols_of, sentence, stream_rows
 from whylens.evaluation.selection import DEFAULT_METRICS, Selection
 from whylens.evaluation.summary import Summary, summarise
 from whylens.images import Picture, find_pictures
@@ -126,7 +126,7 @@ def evaluate_maps(
     if selection.localisation and masks is None:
         raise InputError("Localisation needs masks: a folder of mask pictures or a CSV of boxes (masks=, --masks).")
     files = find_pictures(pictures)[:limit]
-    where = Masks(Path(masks)) if masks is not None else None
+    where = Masks(Path(masks), files) if masks is not None else None
     measured = tuple(layers or stage_layers(classifier)) if selection.activations else ()
     for layer in measured:
         if layer not in dict(classifier.module.named_modules()):
@@ -138,6 +138,7 @@ def evaluate_maps(
         "classifier_name": classifier.source or classifier.name,
         "preprocessing": classifier.preprocessing,
         "methods": {name: getattr(method, "settings", None) for name, method in known.items()},
+        "protocols": protocols_of(known),
         "metrics": selection,
         "layers": measured,
         "step": step_pixels(classifier.size, step),
@@ -153,7 +154,7 @@ def evaluate_maps(
     )
     started = time.perf_counter()
     chunk = CHUNK_CPU if classifier.device.type == "cpu" else CHUNK
-    rows, reused = stream_rows(files, folder, work.rows, chunk=chunk, progress=progress)
+    rows, reused = stream_rows(files, folder, work.rows, chunk=chunk, progress=progress, masks=where)
     methods_rows = work.whole_methods(folder)
     summary = summarise(rows, methods_rows, list(known), against or next(iter(known)), seed=seed)
     write_results(folder.path, configuration, summary, rows, seconds=time.perf_counter() - started)
@@ -174,6 +175,9 @@ def _methods(methods: Sequence[str] | Mapping[str, MapCallable]) -> dict[str, Ma
             if entry.kind != "map":
                 raise InputError(f"{entry.name!r} explains by {entry.kind}; maps are evaluated here.")
         known = {entry.name: entry.factory() for entry in entries}
+    for method in known.values():
+        # At once, instead of as a failure on every picture.
+        getattr(method, "validate", lambda: None)()
     if not known:
         raise InputError("No map method was named; see `whylens methods --kind map`.")
     return known
@@ -320,7 +324,7 @@ class _Work:
                 found[name]["curves"] = dict(score.curves)
             passes = scores[0].passes
         if self.selection.localisation and self.masks is not None:
-            inside = self.masks.of(file.name, picture, self.classifier.preprocessing)
+            inside = self.masks.of(file, picture, self.classifier.preprocessing)
             if inside is not None:
                 for name, heat in arrays.items():
                     found[name]["values"] |= _finite(localisation(heat, inside, tolerance=self.tolerance))

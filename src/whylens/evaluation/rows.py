@@ -9,6 +9,7 @@ from typing import Any
 from whylens.canonical import content_hash
 from whylens.errors import InputError, WhylensError
 from whylens.evaluation.folder import EvaluationFolder
+from whylens.evaluation.masks import Masks
 from whylens.images import Picture, read_picture
 
 Row = dict[str, Any]
@@ -22,10 +23,12 @@ def stream_rows(
     *,
     chunk: int,
     progress: Callable[[int, int], None] | None,
+    masks: Masks | None = None,
 ) -> tuple[list[Row], int]:
     """Rows of all pictures in the order of ``files``, and how many an earlier run had left.
 
-    A kept row counts when it has no ``error`` and the picture's bytes are still those of its ``image_hash``.
+    A kept row counts when it has no ``error``, the picture's bytes are still those of its ``image_hash``, and its mask
+    is still that of its ``mask_hash``.
 
     Args:
         files: pictures.
@@ -33,12 +36,15 @@ def stream_rows(
         rows_of: loaded pictures (or why one cannot be read) to a row for each.
         chunk: pictures given to ``rows_of`` together, and at most lost by an interruption.
         progress: called with (pictures done, pictures in all).
+        masks: of the pictures, where they are measured by them.
     """
     rows: dict[Path, Row] = {}
     pending = []
     for file in files:
         row = folder.row(str(file))
-        if row is not None and "error" not in row and row.get("image_hash") == _file_hash(file):
+        mask = None if masks is None else masks.digest(file)
+        same = row is not None and row.get("image_hash") == _file_hash(file) and row.get("mask_hash") == mask
+        if row is not None and "error" not in row and same:
             rows[file] = row
         else:
             pending.append(file)
@@ -47,11 +53,19 @@ def stream_rows(
         progress(reused, len(files))
     for start in range(0, len(pending), chunk):
         for file, row in rows_of({file: _load(file) for file in pending[start : start + chunk]}):
+            if masks is not None:
+                row = {**row, "mask_hash": masks.digest(file)}
             folder.write_row(str(file), row)
             rows[file] = row
             if progress is not None:
                 progress(len(rows), len(files))
     return [rows[file] for file in files], reused
+
+
+def protocols_of(methods: Mapping[str, Any]) -> dict[str, str | None]:
+    """Ids of the methods' procedures, for the configuration of a run: rows of another version are not taken for its own."""
+    found = {name: getattr(method, "protocol", None) for name, method in methods.items()}
+    return {name: protocol if isinstance(protocol, str) else None for name, protocol in found.items()}
 
 
 def check_counts(**values: int | None) -> None:

@@ -15,7 +15,7 @@ from whylens.dictionaries import Dictionary
 from whylens.errors import InputError, WhylensError, unknown_name
 from whylens.evaluation.folder import EvaluationFolder
 from whylens.evaluation.results import write_results
-from whylens.evaluation.rows import Loaded, check_counts, sentence, stream_rows
+from whylens.evaluation.rows import Loaded, check_counts, protocols_of, sentence, stream_rows
 from whylens.evaluation.summary import Summary, summarise
 from whylens.images import Picture, find_pictures
 from whylens.lens import Lens
@@ -106,6 +106,7 @@ def evaluate_traces(
         "dictionary": dictionary.fingerprint,
         "layer": dictionary.origin.features,
         "methods": {name: getattr(method, "settings", None) for name, method in known.items()},
+        "protocols": protocols_of(known),
         "mode": mode,
         "steps": steps,
         "designs": designs if SOBOL in known else None,

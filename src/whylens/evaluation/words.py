@@ -22,7 +22,7 @@ from whylens.evaluation.folder import DIRECTIONS, EvaluationFolder
 from whylens.evaluation.labels import Labels
 from whylens.evaluation.masks import Masks
 from whylens.evaluation.results import write_results
-from whylens.evaluation.rows import check_counts, stream_rows
+from whylens.evaluation.rows import check_counts, protocols_of, stream_rows
 from whylens.evaluation.second_aligner import (
     SecondAligner,
     check_reference,
@@ -154,7 +154,7 @@ def evaluate_words(
         # A folder that is named like no class is refused before an hour of work, not after it.
         for file in files:
             truth.of(file)
-    where = None if masks is None else Masks(Path(masks))
+    where = None if masks is None else Masks(Path(masks), files)
     place = _layer(lens, layer) if selection.localisation else None
     second = load_encoder(encoder) if isinstance(encoder, str) else encoder
     directions = None
@@ -176,6 +176,7 @@ def evaluate_words(
         "classifier": lens.classifier.fingerprint,
         "classifier_name": lens.classifier.source or lens.classifier.name,
         "methods": settings_of(known),
+        "protocols": protocols_of(known),
         "metrics": selection,
         "k": k,
         "aligner": aligner,
@@ -205,7 +206,7 @@ def evaluate_words(
         corruptions=corrupted(lens, seed) if selection.sanity else {},
     )
     chunk = CHUNK_CPU if lens.classifier.device.type == "cpu" else CHUNK
-    rows, reused = stream_rows(files, folder, work.rows, chunk=chunk, progress=progress)
+    rows, reused = stream_rows(files, folder, work.rows, chunk=chunk, progress=progress, masks=where)
     notes = [
         f"{directions.about} Mean cosine with the lens's own directions: {directions.cosine:.2f}.",
         *notes,

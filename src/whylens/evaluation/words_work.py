@@ -198,7 +198,7 @@ class Work:
         if self.selection.clip and self.reader is not None and embedding is not None:
             _add(found, self._clip(self.reader, file, picture, embedding, lists))
         if self.selection.localisation and self.masks is not None:
-            inside = self.masks.of(file.name, picture, self.lens.classifier.preprocessing)
+            inside = self.masks.of(file, picture, self.lens.classifier.preprocessing)
             if inside is not None:
                 _add(found, self.scorer.localisation(seen, lists, inside, self.layer))
                 _add(found, {name: {CHANCE_PROTOCOL: float(inside.mean())} for name in lists})
@@ -354,7 +354,7 @@ class Work:
 
     def _sides(self, reader: Reader, file: Path, picture: Picture) -> tuple[Tensor, Tensor] | None:
         """Embeddings of the object alone and of the rest alone; what is taken away gets the picture's mean colour."""
-        inside = None if self.masks is None else self.masks.at_picture(file.name, picture)
+        inside = None if self.masks is None else self.masks.at_picture(file, picture)
         if inside is None or inside.all() or not inside.any() or inside.shape != picture.array.shape[:2]:
             return None
         mean = picture.array.reshape(-1, 3).mean(0).round().astype(np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -82,12 +83,19 @@ class _Explicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (u,) = gradients
-        query, key, value = ctx.saved_tensors
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        # Autocast is over, and what it brought to one type is of several here: a norm gives float32, a product bf16.
+        common = functools.reduce(torch.promote_types, (t.dtype for t in saved))
+        query, key, value = (t.to(common) for t in saved)
+        rest, mask = ctx.rest, ctx.rest.get("attn_mask")
+        if mask is not None and mask.is_floating_point():
+            rest = {**rest, "attn_mask": mask.to(common)}
         with torch.enable_grad():
             query, key = (t.detach().requires_grad_() for t in (query, key))
-            weights = attention_weights(query, key, value, **ctx.rest)
-        u = u.to(weights.dtype)
+            weights = attention_weights(query, key, value, **rest)
+        u = u.to(common)
         changed = ctx.change((u @ value.transpose(-2, -1)).sum_to_size(weights.shape))
         by_query, by_key = torch.autograd.grad(weights, (query, key), changed)
         by_value = weights.detach().transpose(-2, -1) @ u
-        return by_query, by_key, by_value.sum_to_size(value.shape), None, None, None
+        found = (by_query, by_key, by_value.sum_to_size(value.shape))
+        return (*(g.to(t.dtype) for g, t in zip(found, saved, strict=True)), None, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -50,8 +51,22 @@ class MapMethod(ABC):
 
     @property
     def protocol(self) -> str:
-        """Id of the exact procedure."""
-        return f"{self.name}@1"
+        """Id of the exact procedure, with the settings that are not the default: ``rise{masks=500}@1``."""
+        return f"{self.name}{self.changed()}@1"
+
+    def changed(self, *but: str) -> str:
+        """Settings that are not the default, in braces, for the protocol's id; ``""`` where all are.
+
+        Args:
+            but: settings that the id tells in another way.
+        """
+        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
+        texts = [
+            f"{name}={'+'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
+            for name, value in self.settings.items()
+            if name not in but and name in defaults and value != defaults[name]
+        ]
+        return f"{{{','.join(texts)}}}" if texts else ""
 
     @property
     def exact_at(self) -> int | None:

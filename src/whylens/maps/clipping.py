@@ -5,7 +5,8 @@ of variants of the pictures a gradient u = dL/da that arrives at an activation's
 forward pass is never touched, so its values are bit-identical in every mode.
 
 Calls are recognised when they are made, whatever made them: a module, a reused module, ``F.relu``, ``torch.relu``,
-``Tensor.relu_``, ``clamp(min=0)``, branches in any order. The n-th call of a pass is compared with the n-th call of the
+``Tensor.relu_``, ``clamp(min=0)``, branches in any order. An activation that is written out in arithmetic, such as
+``x * sigmoid(1.702 x)``, or that has no function of its own in PyTorch is not seen and not clipped. The n-th call of a pass is compared with the n-th call of the
 original pass, after a check that both are the same function with the same shape. The gradient is changed by a hook on
 the output *tensor*, which ends with the graph; nothing is put on the network.
 
@@ -36,7 +37,10 @@ T = TypeVar("T")
 MODES = ("IBM", "IVM", "AVM", "VM", "FGVIS", "NONE")
 SCOPES = ("before-head", "all")
 
-_RECTIFIERS = {"relu", "relu_", "relu6", "clamp_min", "clamp_min_", "clamp", "clamp_", "hardtanh", "hardtanh_"}
+_RECTIFIERS = {
+    *("relu", "relu_", "relu6", "clamp_min", "clamp_min_"),
+    *("clamp", "clamp_", "clip", "clip_", "hardtanh", "hardtanh_"),
+}
 _SMOOTH = {
     *("gelu", "silu", "hardswish", "mish", "elu", "elu_", "celu", "celu_", "selu", "selu_"),
     *("leaky_relu", "leaky_relu_", "prelu", "softplus"),
@@ -342,7 +346,7 @@ def _is_activation(name: str, args: Any, kwargs: Any) -> bool:
         return True
     if name not in _RECTIFIERS:
         return False
-    if name.startswith(("clamp", "hardtanh")):
+    if name.startswith(("clamp", "clip", "hardtanh")):
         low = kwargs.get("min", kwargs.get("min_val", args[1] if len(args) > 1 else None))
         high = kwargs.get("max", kwargs.get("max_val", args[2] if len(args) > 2 else None))
         # A clamp to [0, 1] limits colours and probabilities.

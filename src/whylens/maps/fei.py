@@ -79,7 +79,8 @@ class FEI(MapMethod):
     def protocol(self) -> str:
         """Id of the exact procedure."""
         spent = f"{len(self.quantiles)}x{self._iterations}"
-        return f"fei/{self.preset}/{self.game}/{self.clipping}/{spent}@{VERSIONS[self.preset]}"
+        rest = self.changed("preset", "game", "clipping", "iterations")
+        return f"fei/{self.preset}/{self.game}/{self.clipping}/{spent}{rest}@{VERSIONS[self.preset]}"
 
     @property
     def exact_at(self) -> int | None:
@@ -110,9 +111,12 @@ class FEI(MapMethod):
         check_flag(self.name, "attention", self.attention)
         if self.iterations is not None:
             check_whole(self.name, "iterations", self.iterations)
-        shares = list(self.quantiles)
-        if not shares or shares != sorted(set(shares)) or not all(0 < p < 1 for p in shares):
-            raise InputError(f"fei: quantiles must be rising shares between 0 and 1; they are {self.quantiles!r}.")
+        shares = list(self.quantiles) if isinstance(self.quantiles, Sequence) else []
+        numbers = all(isinstance(p, (int, float)) for p in shares)
+        if not shares or not numbers or shares != sorted(set(shares)) or not all(0 < p < 1 for p in shares):
+            raise InputError(
+                f"fei: quantiles must be rising shares between 0 and 1, such as (0.1, 0.5); they are {self.quantiles!r}."
+            )
 
     def attribute(self, view: View) -> Tensor:
         """Maps (B, H, W): the mean of the masks (paper), or the field that they are cut from (fast)."""
