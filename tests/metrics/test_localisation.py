@@ -58,3 +58,21 @@ def test_bad_masks_are_a_sentence(heat: np.ndarray, inside: np.ndarray, message:
             measure(heat, inside)
     with pytest.raises(InputError, match="tolerance"):
         pointing_game(np.ones((8, 10)), mask(), tolerance=-1)
+
+
+def test_both_measures_equal_those_of_quantus() -> None:
+    quantus = pytest.importorskip("quantus")
+    generator = np.random.default_rng(0)
+    # Positive and without ties, where both libraries define the same numbers.
+    heats = generator.permuted(np.arange(1, 6 * 80 + 1)).reshape(6, 1, 8, 10).astype(np.float32)
+    heats[0, 0, 3, 4] = 1000
+    insides = np.stack([np.roll(mask(), (i, i), (0, 1)) for i in range(6)])[:, None]
+    plain = {"normalise": False, "disable_warnings": True}
+    batch = {"model": None, "x_batch": np.zeros((6, 3, 8, 10), np.float32), "y_batch": np.zeros(6, int)}
+    given = {**batch, "a_batch": heats, "s_batch": insides}
+    energy = quantus.RelevanceMassAccuracy(**plain)(**given)
+    pointing = quantus.PointingGame(**plain)(**given)
+    assert [box_energy(h[0], i[0]) for h, i in zip(heats, insides, strict=True)] == pytest.approx(list(energy), abs=1e-6)
+    ours = [pointing_game(h[0], i[0]) for h, i in zip(heats, insides, strict=True)]
+    assert ours == [float(p) for p in pointing]
+    assert 0 < sum(ours) < 6
