@@ -7,6 +7,9 @@ One row a picture and preset is appended to ROWS.jsonl as soon as it is known; t
 A preset is a name with settings behind colons: ``fast``, ``fast:iterations=20``, ``paper:clipping=NONE``, or another map
 method, ``grad_cam``. ``--curve`` adds FEI's fast preset at those numbers of passes. The first preset is the reference of
 the paired differences.
+
+With ``--agreement`` no score is measured, but how alike the maps of one picture are (Spearman's rank correlation) between
+two seeds, and between the picture alone and in a batch of four.
 """
 
 from __future__ import annotations
@@ -154,6 +157,35 @@ def summary(rows: list[Row], presets: list[str]) -> tuple[list[Row], list[Row]]:
     return means, differences
 
 
+def agreement(classifier: Classifier, x: torch.Tensor, presets: list[str]) -> list[Row]:
+    """How alike a preset's maps of one picture are: between seeds 0, 1 and 2, and between batches of one and of four."""
+    with torch.no_grad():
+        targets = classifier.logits(x).argmax(1)
+    rows = []
+    for preset in presets:
+        method = make(preset)
+
+        def maps(seed: int, together: int, method: Any = method) -> torch.Tensor:
+            found = method(classifier, x, targets, seed=seed, batch_size=together)
+            return torch.stack([torch.from_numpy(m.array).flatten() for m in found])
+
+        alone = [maps(seed, 1) for seed in range(3)]
+        pairs = [rank_correlation(alone[a], alone[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
+        in_batch = rank_correlation(alone[0], maps(0, 4))
+        row: Row = {"preset": preset, "pictures": len(x)}
+        for name, values in (("two seeds", torch.stack(pairs).mean(0)), ("alone and in a batch of four", in_batch)):
+            row[f"{name}: mean"] = float(values.mean())
+            row[f"{name}: least"] = float(values.min())
+        rows.append(row)
+    return rows
+
+
+def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Spearman's correlation (B,) of the rows of two matrices (B, N)."""
+    ranks = [t.argsort(1).argsort(1).double() for t in (a, b)]
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(*ranks, strict=True)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classifier", required=True, help="as whylens.load_classifier takes it")
@@ -163,6 +195,7 @@ def main() -> None:
     parser.add_argument("--curve", nargs="*", type=int, default=[], help="passes at which the fast preset is measured")
     parser.add_argument("--together", type=int, default=1, help="pictures of one batch; paper is exact at 1 only")
     parser.add_argument("--channels-last", action="store_true", help="memory format of the network; faster for CNNs")
+    parser.add_argument("--agreement", action="store_true", help="between seeds and batches, instead of scores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of ROWS.jsonl and study.md")
     parser.add_argument("--results", type=Path, help="folder of fei_study.json and .md, where sections are merged")
@@ -172,6 +205,15 @@ def main() -> None:
     classifier = load_classifier(arguments.classifier)
     if arguments.channels_last:
         classifier.module.to(memory_format=torch.channels_last)
+    if arguments.agreement:
+        images = [
+            classifier.preprocess(np.asarray(image)) for _, image in pictures(arguments.pictures, arguments.count)
+        ]
+        found = agreement(classifier, torch.stack(images), presets)
+        title = f"{arguments.name or arguments.classifier}: rank correlation of two maps of one picture"
+        write_results("fei_study", {title: found}, arguments.results or arguments.out)
+        print(table(found))
+        return
     layers = stage_layers(classifier)
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "ROWS.jsonl"

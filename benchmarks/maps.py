@@ -1,10 +1,12 @@
 """What every map method costs and scores, on a CNN and a vision transformer, in one run.
 
 python benchmarks/maps.py [--networks squeezenet1_1 deit_tiny builtin] [--methods gradient rise ...] [--pictures 2]
-    [--set extremal_perturbation.iterations=100 ...] [--scores] [--data FOLDER] [--out benchmarks/results]
+    [--set extremal_perturbation.iterations=100 ...] [--scores | --precision] [--data FOLDER] [--out benchmarks/results]
 
 FOLDER (default: $WHYLENS_SHARED/data) holds imagenet-classifiers/ with the weights and imagenet-sample/ with pictures;
 without it the networks have random weights and the pictures are smooth noise, which costs the same and scores nothing.
+With ``--precision`` the methods of many passes are run in bfloat16 beside float32, picture by picture in turn: how much
+faster, how alike the order of the pixels, and what that changes in the areas.
 Passes count one for a forward and backward of one picture. Memory is the growth of the process's peak over its start.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import inspect
 import json
 import math
 import os
@@ -130,6 +133,39 @@ def add_scores(rows: list[Row], maps: dict[str, list[HeatMap]], classifier: Clas
         row["note"] = note
 
 
+def lower_precision(name: str, settings: Row, classifier: Classifier, pictures: Tensor, targets: Tensor) -> Row | None:
+    """One method in bfloat16 against float32; None for a method without the setting."""
+    factory = get_method(name).factory
+    if "precision" not in inspect.signature(factory).parameters:
+        return None
+    methods = {p: factory(**settings, precision=p) for p in ("float32", "bfloat16")}
+    ratios, alike, areas = [], [], []
+    for i in range(len(pictures)):
+        one, target = pictures[i : i + 1], targets[i : i + 1]
+        seconds, maps = [], []
+        for method in methods.values():
+            started = time.process_time()
+            maps.append(torch.from_numpy(method(classifier, one, target)[0].array))
+            seconds.append(time.process_time() - started)
+        ratios.append(seconds[0] / seconds[1])
+        scores = score_maps(classifier, pictures[i], torch.stack(maps), int(targets[i]), curves=RISE_CURVES)
+        areas.append({p: scores[1].values[p] - v for p, v in scores[0].values.items()})
+        ranks = [m.flatten().argsort().argsort().double() for m in maps]
+        # A map that is the same everywhere has no order.
+        if all(float(m.std()) > 0 for m in maps):
+            alike.append(float(torch.corrcoef(torch.stack(ranks))[0, 1]))
+    row: Row = {
+        "method": name,
+        "settings": ", ".join(f"{key}={value}" for key, value in settings.items()) or "default",
+        "float32 time / bfloat16 time": statistics.median(ratios),
+        "rank correlation, mean": statistics.mean(alike) if alike else "",
+        "least": min(alike, default=""),
+    }
+    for protocol in areas[0]:
+        row[f"{protocol}, bfloat16 less float32"] = statistics.mean(a[protocol] for a in areas)
+    return row
+
+
 def settings_of(options: list[str]) -> dict[str, Row]:
     settings: dict[str, Row] = {}
     for option in options:
@@ -151,6 +187,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=2)
     parser.add_argument("--set", nargs="+", default=[], metavar="METHOD.SETTING=VALUE")
     parser.add_argument("--scores", action="store_true", help="insertion and deletion areas too")
+    parser.add_argument("--precision", action="store_true", help="bfloat16 against float32 instead")
     parser.add_argument("--data", type=Path, default=Path(shared) / "data" if shared else None)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -160,6 +197,18 @@ def main() -> None:
         pictures = sample(classifier, options.data, options.pictures)
         what = "real weights and pictures" if options.data else "random weights and pictures"
         title = f"{name}: {classifier.size[0]} x {classifier.size[1]}, pictures: {options.pictures}, {what}"
+        if options.precision:
+            title = f"{name}: bfloat16 against float32, pictures: {options.pictures}, {what}"
+            with torch.no_grad():
+                targets = classifier.logits(pictures).argmax(1)
+            compared = []
+            for method in options.methods:
+                row = lower_precision(method, settings.get(method, {}), classifier, pictures, targets)
+                if row is not None:
+                    compared.append(row)
+                    print(name, row, flush=True)
+                    write_results("maps", {title: compared}, options.out)
+            continue
         rows, maps = [], {}
         for method in options.methods:
             row, maps[method] = measure(method, settings.get(method, {}), classifier, pictures)

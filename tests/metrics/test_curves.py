@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -68,7 +69,7 @@ def slow_curve(net, picture, heat, target, curve: Curve, step: int, hidden) -> t
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "step"), [((8, 8), 3, 8), ((7, 11), 1, 5), ((6, 5), 4, None), ((3, 4), 3, 99)]
+    ("size", "channels", "step"), [((8, 8), 3, 8), ((7, 11), 1, 5), ((6, 5), 4, None), ((3, 4), 3, 11)]
 )
 def test_every_curve_equals_a_slow_pixel_loop(size, channels: int, step: int | None) -> None:
     net = network(channels)
@@ -262,6 +263,9 @@ def lambda_double(net: nn.Module):
         ({"picture": torch.rand(1, 3, 8, 8)}, r"\(C, H, W\)"),
         ({"step": 0}, "at least 1; it is 0"),
         ({"step": 2.5}, "whole number"),
+        ({"step": 64}, "takes the whole picture of 8 x 8 at once"),
+        ({"maps": np.zeros((1, 8, 8))}, "torch.from_numpy"),
+        ({"target": "a"}, "index of a class"),
         ({"target": 5}, "accepted are 0 to 4"),
         ({"target": -1}, "no class -1"),
         ({"curves": []}, "at least one curve"),

@@ -72,7 +72,9 @@ def test_both_measures_equal_those_of_quantus() -> None:
     given = {**batch, "a_batch": heats, "s_batch": insides}
     energy = quantus.RelevanceMassAccuracy(**plain)(**given)
     pointing = quantus.PointingGame(**plain)(**given)
-    assert [box_energy(h[0], i[0]) for h, i in zip(heats, insides, strict=True)] == pytest.approx(list(energy), abs=1e-6)
+    assert [box_energy(h[0], i[0]) for h, i in zip(heats, insides, strict=True)] == pytest.approx(
+        list(energy), abs=1e-6
+    )
     ours = [pointing_game(h[0], i[0]) for h, i in zip(heats, insides, strict=True)]
     assert ours == [float(p) for p in pointing]
     assert 0 < sum(ours) < 6

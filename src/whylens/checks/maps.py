@@ -36,7 +36,7 @@ def check_map_method(method: Any, classifier: Any, *, images: Tensor | None = No
     Args:
         method: an instance, such as ``FEI()``.
         classifier: a classifier to run it on, with at least two classes.
-        images: (B, 3, H, W) in [0, 1], at least two; 8 random pictures by default.
+        images: (B, C, H, W) in [0, 1], at least two; 8 random pictures by default.
         seed: of the random draws.
 
     Raises:

@@ -28,8 +28,8 @@ def run(
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods joined by commas, settings in braces, such as 'grad_cam,fei{preset=paper}'; for maps and words "
-            "also package.module:Class.",
+            help="Methods joined by commas, settings in braces, such as 'grad_cam,fei{preset=paper}'; `whylens methods` "
+            "lists them. For maps and words also package.module:Class.",
             show_default=False,
         ),
     ],

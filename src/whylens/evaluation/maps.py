@@ -41,7 +41,7 @@ class MapCallable(Protocol):
     def __call__(
         self, classifier: Classifier, images: Tensor, targets: Tensor | None = None, *, seed: int = 0
     ) -> list[HeatMap]:
-        """Maps of pictures (B, 3, H, W)."""
+        """Maps of pictures (B, C, H, W)."""
 
 
 @dataclass(frozen=True)

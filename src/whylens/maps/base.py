@@ -96,7 +96,7 @@ class MapMethod(ABC):
         Args:
             classifier: the classifier. Its network is in evaluation mode and frozen while the method works; mode,
                 ``requires_grad`` and ``.grad`` are as before afterwards, also after an exception.
-            images: (B, 3, H, W) float in [0, 1].
+            images: (B, C, H, W) float in [0, 1].
             targets: (B,) class indices; the predicted classes by default.
             contrasts: (B,) class indices to explain against: the score is then the difference of the two logits.
             seed: of the random draws, which also depend on each picture's content and on nothing else.

@@ -171,7 +171,7 @@ def _pyramid(x: Tensor, levels: int) -> Tensor:
 
 
 def _blurred(pyramid: Tensor, masks: Tensor, rows: Tensor) -> Tensor:
-    """Pictures (n, 3, H, W) that are sharp where the mask is 1 and blurred by level where it is less."""
+    """Pictures (n, C, H, W) that are sharp where the mask is 1 and blurred by level where it is less."""
     levels = pyramid.shape[1]
     place = masks.clamp(max=1) * (levels - 1)
     total = torch.zeros((len(masks), *pyramid.shape[2:]), device=pyramid.device)

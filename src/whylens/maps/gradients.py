@@ -24,7 +24,7 @@ CHANNELS = ("absolute", "signed", "maximum")
 
 
 def reduce_channels(values: Tensor, channels: str) -> Tensor:
-    """One number a pixel: (B, 3, H, W) to (B, H, W), by ``"absolute"``, ``"signed"`` or ``"maximum"``."""
+    """One number a pixel: (B, C, H, W) to (B, H, W), by ``"absolute"``, ``"signed"`` or ``"maximum"``."""
     if channels == "signed":
         return values.sum(1)
     magnitudes = values.abs()
@@ -215,7 +215,7 @@ class SmoothGrad(MapMethod):
 
 
 def pixel_gradients(view: View, pictures: Tensor, rows: Tensor | None = None) -> Tensor:
-    """The gradient of the score by the pixels of (n, 3, H, W) pictures, in the same shape. One pass a row."""
+    """The gradient of the score by the pixels of (n, C, H, W) pictures, in the same shape. One pass a row."""
     x = pictures.detach().clone().requires_grad_(True)
     return view.gradient(view.score(x, rows), x)
 

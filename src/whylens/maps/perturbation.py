@@ -185,7 +185,7 @@ def _starts(length: int, side: int, stride: int) -> list[int]:
 
 
 def _values(view: View, index: int, variants: Tensor, output: str) -> Tensor:
-    """The outputs (n,) of variants (n, 3, H, W) of one picture."""
+    """The outputs (n,) of variants (n, C, H, W) of one picture."""
     rows = torch.full((len(variants),), index, device=view.device)
     with torch.no_grad():
         logits = view.logits(variants, rows)

@@ -20,7 +20,7 @@ _PIXELS_ELSEWHERE = 64 * 224 * 224
 
 
 def reference_pictures(view: View, kind: str) -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1] without evidence.
+    """Pictures (B, C, H, W) in [0, 1] without evidence.
 
     Args:
         view: the pictures.

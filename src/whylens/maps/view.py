@@ -42,7 +42,7 @@ class View:
 
     Attributes:
         classifier: the classifier; of a data-parallel network, the network inside.
-        images: (B, 3, H, W) float32 in [0, 1] on the classifier's device, not attached to any graph.
+        images: (B, C, H, W) float32 in [0, 1] on the classifier's device, not attached to any graph.
         targets: (B,) explained classes; contrasts: (B,) classes they are explained against, or None.
         hashes: content hashes of the pictures.
         seed: of the random draws.
@@ -76,7 +76,7 @@ class View:
         """The explained quantity: the target's logit, less the contrast's where there is one.
 
         Args:
-            x: (n, 3, H, W) in [0, 1], variants of the pictures.
+            x: (n, C, H, W) in [0, 1], variants of the pictures.
             rows: (n,) which picture each one belongs to; by default n is a multiple of B, and the n / B variants of
                 one picture follow each other.
 

@@ -128,12 +128,17 @@ def step_pixels(size: tuple[int, int], step: int | None = None) -> int:
     """Pixels a step: ``step``, or what divides a picture of this size into 28 steps (1,792 at 224 x 224).
 
     Raises:
-        InputError: for a step below 1.
+        InputError: for a step below 1, or one that takes the whole picture.
     """
     if step is None:
         return math.ceil(size[0] * size[1] / DEFAULT_STEPS)
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise InputError(f"A step must be a whole number of pixels, at least 1; it is {step!r}.")
+    if step >= size[0] * size[1]:
+        raise InputError(
+            f"A step of {step} pixels takes the whole picture of {size[0]} x {size[1]} at once, so that no map would "
+            f"matter; the default is {step_pixels(size)}."
+        )
     return step
 
 
@@ -195,6 +200,8 @@ def sweep(
     Cost: M Q (n - 1) + 1 + (substrates in use) forward passes.
     """
     curves = tuple(curves)
+    if isinstance(target, bool) or not isinstance(target, int):
+        raise InputError(f"The target must be the index of a class, a whole number; it is {target!r}.")
     places = ranks(_checked_maps(maps, picture).to(picture.device))
     step = step_pixels((picture.shape[-2], picture.shape[-1]), step)
     pixels = picture.shape[-2] * picture.shape[-1]
@@ -272,6 +279,8 @@ def aopc_protocol(substrate: str, step: int, link: str) -> str:
 def _checked_maps(maps: Tensor, picture: Tensor) -> Tensor:
     if picture.ndim != 3:
         raise InputError(f"A picture must be (C, H, W); this one is {tuple(picture.shape)}.")
+    if not isinstance(maps, Tensor):
+        raise InputError(f"Maps must be a tensor (M, H, W), see torch.from_numpy; they are {type(maps).__name__}.")
     if maps.ndim != 3 or maps.shape[1:] != picture.shape[1:]:
         raise InputError(
             f"Maps must be (M, {picture.shape[1]}, {picture.shape[2]}) for this picture; they are {tuple(maps.shape)}."

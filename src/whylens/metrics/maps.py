@@ -73,7 +73,7 @@ def score_maps(
 
     Args:
         classifier: that the maps explain; left as it was.
-        picture: (3, H, W) in [0, 1].
+        picture: (C, H, W) in [0, 1].
         maps: (M, H, W), higher = more important.
         target: the explained class.
         curves: insertion and deletion curves; the area over the perturbation curve comes with every deletion curve.

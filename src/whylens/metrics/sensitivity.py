@@ -34,8 +34,8 @@ def max_sensitivity(
     pictures stay in [0, 1]. A method with random draws of its own also draws anew, and that is part of the result.
 
     Args:
-        explain: pictures (B, 3, H, W) to maps (B, H, W), of the class explained for the clean picture.
-        picture: (3, H, W) in [0, 1].
+        explain: pictures (B, C, H, W) to maps (B, H, W), of the class explained for the clean picture.
+        picture: (C, H, W) in [0, 1].
         clean: (H, W), the map of the picture itself.
         generator: a CPU generator for the noise.
         radius: largest change of a value, in units of [0, 1].
