@@ -280,6 +280,26 @@ def test_layers_are_exactly_those_that_separate_the_picture_from_the_logits():
             c.at(name)
 
 
+class Pooling(nn.Module):
+    """Tokens averaged by weights that their keys give; keys and values come from one matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 4, 4)
+        self.both = nn.Linear(6, 12)
+        self.keys = nn.Identity()
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        keys, values = self.both(self.patches(x).flatten(2).mT).unflatten(-1, (2, 6)).unbind(2)
+        weights = self.keys(keys).sum(-1, keepdim=True).softmax(1)
+        return self.fc((weights * values).sum(1))
+
+
+def test_one_of_several_outputs_of_an_operation_is_no_layer_that_separates():
+    assert wrap(seeded(Pooling)).layer_names() == ("patches", "both")
+
+
 def test_another_layer_shares_the_network_and_leaves_the_first_classifier_alone():
     c = wrap(seeded(Net), class_names=list("abcde"))
     at = c.at("block1")

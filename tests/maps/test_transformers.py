@@ -129,6 +129,83 @@ def test_rollout_equals_a_slow_product(heads: str, pool: str) -> None:
         assert torch.allclose(torch.from_numpy(one.array).double(), wanted, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("heads", ["mean", "max"])
+def test_rollout_begins_at_an_attention_that_pools(heads: str) -> None:
+    model = shaken(lambda: vit("vit_base_patch16_siglip_224", depth=3)).double()
+    pool = model.attn_pool
+    pool.fused_attn = False
+    for block in model.blocks:
+        block.attn.fused_attn = False
+    x, seen = pictures(2, size=SIZE), []
+    handle = pool.k_norm.register_forward_hook(lambda *call: seen.append(call[2]))
+    product = torch.eye(16, dtype=torch.float64).expand(2, -1, -1)
+    for attention in read_attention(model, x.double()):
+        joined = attention.mean(1) if heads == "mean" else attention.amax(1)
+        mixed = 0.5 * torch.eye(16, dtype=torch.float64) + 0.5 * joined
+        product = (mixed / mixed.sum(-1, keepdim=True)) @ product
+    handle.remove()
+    with torch.no_grad():
+        query = pool.q(pool.latent.expand(2, -1, -1)).reshape(2, 1, 2, -1).transpose(1, 2)
+        pooled = (query @ seen[0].mT * query.shape[-1] ** -0.5).softmax(-1)
+    read = pooled.mean(1) if heads == "mean" else pooled.amax(1)
+    small = ((read / read.sum(-1, keepdim=True)) @ product).reshape(2, 1, 4, 4)
+    expected = functional.interpolate(small, size=SIZE, mode="bilinear")[:, 0]
+    found = AttentionRollout(heads=heads)(classifier(model, size=SIZE), x, TARGETS)
+    for one, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(torch.from_numpy(one.array).double(), wanted, rtol=1e-4, atol=1e-8)
+
+
+class _Counted(torch.autograd.Function):
+    backwards = 0
+
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, slope):
+        _Counted.backwards += 1
+        return slope
+
+
+class Counting(nn.Module):
+    """Counts how often a gradient goes back from the logits."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return _Counted.apply(self.network(x))
+
+
+@pytest.mark.parametrize("method", [AttentionRollout(), LeGrad(), LeGrad(scores="final")], ids=repr)
+def test_a_pass_that_is_counted_goes_back_once(method) -> None:
+    model = classifier(Counting(shaken(lambda: vit(depth=4))), size=SIZE)
+    method(model, pictures(2, size=SIZE), TARGETS)
+    _Counted.backwards = 0
+    found = method(model, pictures(2, size=SIZE), TARGETS)
+    assert _Counted.backwards == found[0].passes == 1
+
+
+def test_legrad_of_final_scores_equals_gradients_taken_one_by_one() -> None:
+    model = open_timm(depth=3)
+    x = pictures(2, size=SIZE)
+    kept = []
+    handles = [b.attn.attn_drop.register_forward_pre_hook(lambda _, args: kept.append(args[0])) for b in model.blocks]
+    logits = model(x.double())
+    for handle in handles:
+        handle.remove()
+    total = torch.zeros(2, 17, dtype=torch.float64)
+    for attention in kept:
+        (slope,) = torch.autograd.grad(logits.gather(1, TARGETS[:, None]).sum(), attention, retain_graph=True)
+        total += slope.clamp(min=0).mean((1, 2)) / 3
+    expected = functional.interpolate(total[:, 1:].reshape(2, 1, 4, 4), size=SIZE, mode="bilinear")[:, 0]
+    found = LeGrad(scores="final")(classifier(model, size=SIZE), x, TARGETS)
+    for one, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(torch.from_numpy(one.array).double(), wanted, rtol=1e-4, atol=1e-9)
+
+
 def test_legrad_equals_gradients_taken_block_by_block() -> None:
     model = open_timm(depth=3)
     x = pictures(2, size=SIZE)
@@ -250,12 +327,42 @@ def test_grids() -> None:
     # The last convolution that fits counts; where none made tokens the picture's aspect decides.
     assert find_grid(20, [(8, 8), (4, 4)], SIZE).extra == 4
     assert find_grid(12, [(16, 16)], SIZE) is None
+    # Merged neighbours leave grids that no convolution has; tokens without extra ones count before all others.
+    assert (find_grid(49, [(56, 56)], (224, 224)).extra, find_grid(49, [(56, 56)], (224, 224)).rows) == (0, 7)
+    assert (find_grid(16, [(16, 16), (3, 3)], SIZE).extra, find_grid(16, [(16, 16), (3, 3)], SIZE).rows) == (0, 4)
+    assert (find_grid(197, [(56, 56)], (224, 224)).extra, find_grid(197, [(56, 56)], (224, 224)).rows) == (1, 14)
+    assert find_grid(11, [(7, 9)], (56, 72)) is None
     found = find_grid(16, [], (32, 128))
     assert (found.extra, found.rows, found.columns) == (0, 2, 8)
 
 
 def _swin():
     return torchvision.models.SwinTransformer([4, 4], 12, [1, 1], [1, 2], [4, 4], num_classes=3)
+
+
+def _pvt():
+    return timm.create_model("pvt_v2_b0", num_classes=3, depths=(1, 1, 1, 2))
+
+
+def _twins():
+    widths = {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "depths": (2, 2, 2, 2)}
+    return timm.models.Twins(64, 4, num_classes=3, wss=(4, 4, 4, 4), **widths)
+
+
+class BetweenChannels(nn.Module):
+    """XCiT's attention with as many channels to a head as there are tokens, and the mean of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 16, 16)
+        self.blocks = nn.ModuleList([timm.models.xcit.XCA(32, 2) for _ in range(2)])
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).mT
+        for block in self.blocks:
+            tokens = tokens + block(tokens)
+        return self.head(tokens.mean(1))
 
 
 @pytest.mark.parametrize("method", [AttentionRollout(), LeGrad(), LeGrad(scores="final")], ids=repr)
@@ -265,12 +372,18 @@ def _swin():
         (lambda: torchvision.models.squeezenet1_1(num_classes=3), "computes none that can be read"),
         (_swin, "within windows or at several resolutions"),
         (lambda: vit("xcit_nano_12_p16_224"), "needs tokens on a grid"),
+        (lambda: timm.create_model("xcit_nano_12_p16_224", depth=2), "between channels"),
+        (BetweenChannels, "between channels"),
+        (_pvt, "3 of 5 layers of this network .'stages.0.blocks.0.attn' is the first. have other queries than keys"),
+        (lambda: vit("cait_xxs24_224"), "2 of 4 layers .*'blocks_token_only.0.attn'"),
+        (_twins, "within windows or at several resolutions"),
     ],
-    ids=["cnn", "swin", "xcit"],
+    ids=["cnn", "swin", "xcit, thin", "xcit", "channels as tokens", "pvt", "cait", "twins"],
 )
 def test_other_networks_are_refused_with_what_applies_instead(method, make, message: str) -> None:
-    with pytest.raises(ModelError, match=f"{message}.*Methods that apply: grad_cam"):
+    with pytest.raises(ModelError, match=f"{message}.*Methods that apply: grad_cam") as raised:
         method(classifier(seeded(make), size=SIZE), pictures(1, size=SIZE), torch.tensor([0]))
+    assert "scores=" not in str(raised.value)
 
 
 def test_settings_that_cannot_be_used_are_refused() -> None:

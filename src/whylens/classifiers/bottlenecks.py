@@ -19,7 +19,7 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
     """Names of layers whose output separates the picture from the logits, with its shape without the batch.
 
     In a topological order of the graph's nodes a node separates the first from the last exactly when no edge passes
-    over it. Parameters must not require gradients, so that the graph has the picture as its only start.
+    over it; one of several outputs of a node, such as keys apart from their values, only where no other is used. Parameters must not require gradients, so that the graph has the picture as its only start.
 
     Args:
         module: the network, in evaluation mode.
@@ -27,7 +27,7 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
     """
     x = pictures.clone().requires_grad_(True)
     size = (pictures.shape[-2], pictures.shape[-1])
-    found: list[tuple[str, Node, tuple[int, ...]]] = []
+    found: list[tuple[str, Node, int, tuple[int, ...]]] = []
     last: dict[str, int] = {}
 
     def wrapper(name: str) -> Callable[[Forward], Forward]:
@@ -41,7 +41,7 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
                     raw = tensors[0]
                     if raw.ndim >= 2 and read_layout(raw, size, squeeze=False) is not None:
                         last[name] = len(found)
-                        found.append((name, raw.grad_fn, tuple(raw.shape[1:])))
+                        found.append((name, raw.grad_fn, raw.output_nr, tuple(raw.shape[1:])))
                 return output
 
             return forward
@@ -52,8 +52,8 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
         logits = extract_logits(module(x), x.shape[0])
     separating = _separators(logits.grad_fn)
     names: dict[Node, tuple[str, tuple[int, ...]]] = {}
-    for index, (name, node, shape) in enumerate(found):
-        if last[name] != index or node not in separating or node is logits.grad_fn:
+    for index, (name, node, number, shape) in enumerate(found):
+        if last[name] != index or separating.get(node) != {number} or node is logits.grad_fn:
             continue
         if node not in names or len(name) < len(names[node][0]):
             names[node] = (name, shape)
@@ -61,23 +61,26 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
     return dict(order)
 
 
-def _separators(end: Node) -> set[Node]:
+def _separators(end: Node) -> dict[Node, set[int]]:
+    """The nodes that separate, each with the numbers of its outputs that are used."""
     if end is None:
-        return set()
-    order = _topological(end)
+        return {}
+    order = topological(end)
     position = {node: index for index, node in enumerate(order)}
-    separating: set[Node] = set()
+    used: dict[Node, set[int]] = {node: set() for node in order}
+    separating: dict[Node, set[int]] = {}
     reach = 0
     for index, node in enumerate(order):
         if reach <= index:
-            separating.add(node)
-        for previous, _ in node.next_functions:
+            separating[node] = used[node]
+        for previous, number in node.next_functions:
             if previous is not None:
                 reach = max(reach, position[previous])
+                used[previous].add(number)
     return separating
 
 
-def _topological(end: Node) -> list[Node]:
+def topological(end: Node) -> list[Node]:
     """Every node before the nodes it was computed from, starting at the logits."""
     finished: list[Node] = []
     seen = {end}

@@ -31,15 +31,16 @@ class AttentionRollout(MapMethod):
 
     Abnar and Zuidema 2020 (arXiv 2005.00928, section 3): each layer's attention, averaged over its heads and mixed with
     the identity for the residual branch, multiplied from the first layer to the last. Which tokens the head reads (a
-    class token, several, the mean of all) is found from the gradient; they count alike. The map does not depend on the
-    class that is asked about.
+    class token, several, the mean of all) is found from the gradient; they count alike, or by the weights of an attention
+    that pools them (SigLIP's), which has no residual branch. The map does not depend on the class that is asked about.
 
     Args:
         heads: how a layer's heads become one: ``"mean"`` (the paper), ``"max"`` or ``"min"``.
         residual: share of the identity, 0.5 in the paper.
 
     Raises:
-        ModelError: when the network has no attention between all tokens of one grid.
+        ModelError: when the network has other attention than between all tokens of one grid: windows, several
+            resolutions (Swin, PVT), between channels (XCiT), layers of class attention (CaiT).
 
     Cost: one pass a picture.
     """
@@ -62,11 +63,15 @@ class AttentionRollout(MapMethod):
         with patched(tape.wrappers(view.classifier.module)), tape:
             score = view.score(view.images)
         layers, grid = encoder_layers(self.name, tape, view.size)
-        last = layers[-1]
-        slopes = last.shaped(view.gradient(score, last.tensor, what="the attention of the last layer"))
+        pool = pooling(tape)
+        last = pool or layers[-1]
+        slopes = last.shaped(view.gradient(score, last.tensor, what=_attention_of(last)))
         read = (slopes.abs().amax((1, 3)) > 0).float()
         with torch.no_grad():
             flow = read / read.sum(1, keepdim=True).clamp(min=1)
+            if pool is not None:
+                joined = self._joined(pool.probabilities.float())
+                flow = (flow[:, None] @ (joined / joined.sum(-1, keepdim=True)))[:, 0]
             for layer in reversed(layers):
                 flow = (flow[:, None] @ self._step(layer.probabilities.float()))[:, 0]
         for index in range(len(view)):
@@ -74,10 +79,13 @@ class AttentionRollout(MapMethod):
         return enlarged(grid.to_map(flow), view.size)
 
     def _step(self, attention: Tensor) -> Tensor:
-        joined = attention.mean(1) if self.heads == "mean" else getattr(attention, f"a{self.heads}")(1)
-        mixed = (1 - self.residual) * joined
+        mixed = (1 - self.residual) * self._joined(attention)
         mixed = mixed + self.residual * torch.eye(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)
         return mixed / mixed.sum(-1, keepdim=True)
+
+    def _joined(self, attention: Tensor) -> Tensor:
+        joined: Tensor = attention.mean(1) if self.heads == "mean" else getattr(attention, f"a{self.heads}")(1)
+        return joined
 
 
 @register("legrad", kind="map")
@@ -85,7 +93,8 @@ class LeGrad(MapMethod):
     """How sensitive each layer's score is to the attention that its patches receive.
 
     After Bousselham et al. 2024 (arXiv 2404.03214, section 3; our reconstruction where it speaks of one model family).
-    The score of a layer is what the rest of the network after the last block says of that layer's own tokens. Its
+    The score of a layer is what the rest of the network after the last block (attention that pools its tokens included)
+    says of that layer's own tokens. Its
     gradient by the layer's attention, negative values dropped, is averaged over heads and queries, and the layers are
     averaged. A patch is important where more attention to it would raise the score.
 
@@ -95,8 +104,8 @@ class LeGrad(MapMethod):
 
     Raises:
         InputError: for more layers than the network has.
-        ModelError: when the network has no attention between all tokens of one grid, or the rest of the network cannot
-            be run on the tokens of every layer.
+        ModelError: when the network has other attention than between all tokens of one grid (see
+            :class:`AttentionRollout`), or the rest of the network cannot be run on the tokens of every layer.
 
     Cost: one pass a picture, and once for each network and size half a pass of one picture.
     """
@@ -132,11 +141,9 @@ class LeGrad(MapMethod):
             score = view.score(view.images)
         layers, grid = encoder_layers(self.name, tape, view.size)
         chosen = self._chosen(layers)
-        slopes = [
-            layer.shaped(view.gradient(score, layer.tensor, what=_attention_of(layer), keep_graph=True))
-            for layer in chosen
-        ]
-        return slopes, chosen, grid
+        what = f"{_attention_of(chosen[0])} or a later layer"
+        slopes = view.gradients(score, [layer.tensor for layer in chosen], what=what)
+        return [layer.shaped(slope) for layer, slope in zip(chosen, slopes, strict=True)], chosen, grid
 
     def _by_layer(self, view: View) -> tuple[list[Tensor], Sequence[Attention], TokenGrid]:
         module = view.classifier.module
@@ -174,8 +181,7 @@ class LeGrad(MapMethod):
                     f"({error}). scores='final' needs nothing of the kind."
                 ) from error
         view.count(1.0)
-        layers, grid = encoder_layers(self.name, tape, view.size)
-        chosen = self._chosen(layers)
+        chosen = self._chosen([entry for entry in tape.attention if entry.module in blocks.owner])
         scores = view.pick(logits, torch.arange(len(view), device=view.device).repeat(len(leaves)))
         feeling = torch.autograd.grad(scores.sum(), leaves)
         slopes = []
@@ -183,11 +189,13 @@ class LeGrad(MapMethod):
             index = blocks.names.index(blocks.owner[layer.module])
             felt = (outputs[index] * feeling[index]).sum()
             slopes.append(layer.shaped(view.gradient(felt, layer.tensor, what=_attention_of(layer), keep_graph=True)))
-        return slopes, chosen, grid
+        return slopes, chosen, blocks.grid
 
 
 def encoder_layers(method: str, tape: Tape, picture: tuple[int, int]) -> tuple[list[Attention], TokenGrid]:
     """The attention between all tokens, layer by layer, and where the tokens lie.
+
+    Every attention of the network must be one of these layers, but for one that pools their tokens at the end.
 
     Args:
         method: for the message.
@@ -195,30 +203,50 @@ def encoder_layers(method: str, tape: Tape, picture: tuple[int, int]) -> tuple[l
         picture: height and width.
 
     Raises:
-        ModelError: when there is none, or it is within windows, or at several resolutions.
+        ModelError: when there is none, or some is within windows, at several resolutions, between channels, or from
+            other queries than all tokens.
     """
-    found = [entry for entry in tape.attention if entry.probabilities.ndim == 4]
+    found = tape.attention
     if not found:
         raise ModelError(
             f"{method} reads the attention of a vision transformer, and this network computes none that can be read "
             f"(a CNN, or attention in a kernel of its own). {_INSTEAD}"
         )
-    square = [entry for entry in found if entry.probabilities.shape[-1] == entry.probabilities.shape[-2] > 1]
-    whole = [entry for entry in square if entry.probabilities.shape[0] == tape.batch]
-    counts = {entry.probabilities.shape[-1] for entry in whole}
-    if len(whole) < len(square) or len(counts) > 1:
+    square = [entry for entry in found if entry.square]
+    counts = {entry.tensor.shape[-1] for entry in square}
+    if not all(entry.whole for entry in found) or len(counts) > 1:
         raise ModelError(
             f"{method} needs attention between all tokens in every layer; this network attends within windows or at "
             f"several resolutions (such as Swin). {_INSTEAD}"
         )
+    shapes = ", ".join(f"{q} x {k}" for q, k in sorted({tuple(entry.tensor.shape[-2:]) for entry in found}))
+    if not all(entry.between_tokens() for entry in square):
+        raise ModelError(
+            f"{method} needs tokens on a grid of the picture; attention of this network, with the shapes {shapes}, is "
+            f"not between tokens but, it seems, between channels (as in XCiT). {_INSTEAD}"
+        )
+    others = [entry for entry in found if not entry.square and entry is not pooling(tape)]
+    if others:
+        raise ModelError(
+            f"{method} needs attention between all tokens in every layer; {len(others)} of {len(found)} layers of this "
+            f"network ({others[0].module!r} is the first) have other queries than keys, such as keys that are merged "
+            f"(PVT) or a class token that asks alone (CaiT): the shapes are {shapes}. A map without them would be of a "
+            f"part of the network. {_INSTEAD}"
+        )
     grid = find_grid(counts.pop(), tape.grids, picture) if counts else None
     if grid is None:
-        shapes = sorted({tuple(entry.probabilities.shape[-2:]) for entry in found})
         raise ModelError(
-            f"{method} needs tokens on a grid of the picture; attention of this network has the shapes "
-            f"{', '.join(f'{q} x {k}' for q, k in shapes)}. {_INSTEAD}"
+            f"{method} needs tokens on a grid of the picture; attention of this network has the shapes {shapes}. {_INSTEAD}"
         )
-    return whole, grid
+    return square, grid
+
+
+def pooling(tape: Tape) -> Attention | None:
+    """The last attention of a pass, where it pools the tokens of all layers before it with queries of its own."""
+    *layers, last = tape.attention
+    keys = last.tensor.shape[-1]
+    alone = layers and all(entry.square and entry.tensor.shape[-1] == keys for entry in layers)
+    return last if alone and last.whole and not last.square else None
 
 
 def _attention_of(layer: Attention) -> str:
@@ -234,6 +262,7 @@ def enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class _Blocks:
     names: tuple[str, ...]
     owner: dict[str, str]
+    grid: TokenGrid
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[tuple[int, int], _Blocks]] = weakref.WeakKeyDictionary()
@@ -245,9 +274,9 @@ def _blocks(method: str, view: View) -> _Blocks:
     known = _known.setdefault(module, {})
     if view.size not in known:
         tape = Tape(1)
-        with torch.no_grad(), patched(tape.wrappers(module)), tape:
+        with patched(tape.wrappers(module)), tape:
             view.classifier.logits(view.images[:1])
-        layers, _ = encoder_layers(method, tape, view.size)
+        layers, grid = encoder_layers(method, tape, view.size)
         names = [layer.module for layer in layers]
         owner = dict(zip(names, _owners(names), strict=True))
         if len(owner) < len(names) or len(set(owner.values())) < len(names) or "" in names:
@@ -255,7 +284,7 @@ def _blocks(method: str, view: View) -> _Blocks:
                 f"{method}: the layers of this network cannot be told apart ({', '.join(names[:4])}...). "
                 "scores='final' needs nothing of the kind."
             )
-        known[view.size] = _Blocks(tuple(owner.values()), owner)
+        known[view.size] = _Blocks(tuple(owner.values()), owner, grid)
     return known[view.size]
 
 

@@ -132,21 +132,28 @@ class View:
         Raises:
             ModelError: when the score does not depend on the inputs, or the gradient is NaN or infinite.
         """
-        found = None
+        return self.gradients(score, [inputs], what=what, keep_graph=keep_graph)[0]
+
+    def gradients(
+        self, score: Tensor, inputs: Sequence[Tensor], *, what: str, keep_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """The same by several inputs, in one backward."""
+        found: tuple[Tensor | None, ...] = (None,)
         if score.requires_grad:
-            (found,) = torch.autograd.grad(score.sum(), inputs, retain_graph=keep_graph, allow_unused=True)
-        if found is None:
+            found = torch.autograd.grad(score.sum(), inputs, retain_graph=keep_graph, allow_unused=True)
+        slopes = tuple(slope for slope in found if slope is not None)
+        if len(slopes) < len(inputs):
             raise ModelError(
                 f"The score does not depend on {what}, so no map can be made from it. Choose another layer, or a "
                 "network that does not detach or round what it computes."
             )
-        bad = ~torch.isfinite(found).flatten(1).all(1)
+        bad = torch.stack([~torch.isfinite(slope).flatten(1).all(1) for slope in slopes]).any(0)
         if bool(bad.any()):
             raise ModelError(
                 f"The gradient by {what} is NaN or infinite for {int(bad.sum())} of {len(bad)} pictures. Lower "
                 "precision or a function with an infinite slope (a root at zero, a division) often causes this."
             )
-        return found
+        return slopes
 
     def count(self, passes: float, rows: Tensor | None = None) -> None:
         """Add passes of the network that were spent outside of :meth:`score` and :meth:`logits`.

@@ -1,6 +1,6 @@
 """Faithfulness measurements: arrays and callables in, numbers out."""
 
-from whylens.metrics.activations import ActivationMeter, activation_protocol, activation_scores, stage_layers
+from whylens.metrics.activations import ActivationMeter, activation_protocol, activation_scores
 from whylens.metrics.consistency import Consistency, c2_score
 from whylens.metrics.curves import (
     FEI_CURVES,
@@ -20,6 +20,7 @@ from whylens.metrics.localisation import box_energy, localisation, pointing_game
 from whylens.metrics.maps import MapScores, score_maps
 from whylens.metrics.sanity import cascade, rank_correlation
 from whylens.metrics.sensitivity import max_sensitivity
+from whylens.metrics.stages import stage_layers
 from whylens.metrics.substrates import SUBSTRATES, make_substrates
 from whylens.metrics.words import WordsCurves, list_curves, words_curves
 from whylens.metrics.words_agreement import kept, overlap

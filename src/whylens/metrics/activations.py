@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from torch.utils.hooks import RemovableHandle
 from whylens.classifiers.calls import tensors_of
 from whylens.errors import InputError, ModelError, unknown_name
 from whylens.metrics.curves import Curve, Sweep, curve_areas
-
-if TYPE_CHECKING:
-    from whylens.classifiers import Classifier
 
 MEASURES = (
     "deviation",
@@ -37,8 +34,6 @@ LOWER_IS_BETTER = frozenset(MEASURES[:3])
 
 # Elements that the sums go over at once on a CPU, so that intermediate values stay in its cache.
 _CACHED = 2**19
-_LARGEST_DEFAULT = 5
-_TOKEN_LAYERS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,32 +257,3 @@ def activation_scores(sweep: Sweep, sums: LayerSums) -> dict[str, Tensor]:
 def activation_protocol(measure: str, curve: Curve, layer: str, step: int) -> str:
     """Id such as ``cosine-deletion-zero@layer4/fei-1792/v1``; the layer ``mean`` stands for the mean over layers."""
     return f"{measure}-{curve.name}@{layer}/fei-{step}/v1"
-
-
-def stage_layers(classifier: Classifier) -> tuple[str, ...]:
-    """Layers to measure where none are named: the last one at each resolution, or four along a stack of tokens.
-
-    Chosen among the layers that every path to the logits goes through, without maps of the classes themselves; at most
-    five, the last ones. For a ResNet these are the stem and the four stages, for a vision transformer a quarter, half,
-    three quarters and all of its blocks.
-
-    Cost: one forward pass with gradients.
-
-    Raises:
-        ModelError: where no layer has a grid or tokens.
-    """
-    classes = len(classifier.class_names)
-    layers = {name: shape for name, shape in classifier.layers().items() if shape[0] != classes}
-    grids = {shape[1:]: name for name, shape in layers.items() if len(shape) == 3 and max(shape[1:]) > 1}
-    if len(grids) > 1:
-        return tuple(grids.values())[-_LARGEST_DEFAULT:]
-    shapes = [shape for shape in layers.values() if len(shape) >= 2]
-    if not shapes:
-        raise ModelError(
-            "No layer of this network separates the picture from the logits, so the layers whose activations are "
-            "measured must be named."
-        )
-    common = max(set(shapes), key=shapes.count)
-    names = [name for name, shape in layers.items() if shape == common]
-    count = min(_TOKEN_LAYERS, len(names))
-    return tuple(names[(i + 1) * len(names) // count - 1] for i in range(count))
