@@ -340,7 +340,7 @@ def test_scores_know_their_pictures(model):
 def test_an_id_names_one_procedure():
     """Two settings that give different maps never share an id, and the default's id stays what it was."""
     ids = {
-        "fei/fast/preservation/IBM/5x19@4": FEI(),
+        "fei/fast/preservation/IBM/5x19@4": FEI(quantiles=list(FEI().quantiles)),
         "fei/fast/preservation/IBM/5x19{precision=bfloat16}@4": FEI(precision="bfloat16"),
         "fei/fast/preservation/IBM/5x19{scope=all,attention=False}@4": FEI(scope="all", attention=False),
         "fei/fast/preservation/IBM/2x19{quantiles=0.2+0.4}@4": FEI(quantiles=(0.2, 0.4)),
@@ -351,6 +351,7 @@ def test_an_id_names_one_procedure():
         "plain{factor=2.0}@1": Plain(factor=2.0),
     }
     assert [method.protocol for method in ids.values()] == list(ids)
+    assert FEI().protocol == next(iter(ids))
 
 
 @pytest.mark.parametrize(

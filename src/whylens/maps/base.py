@@ -60,13 +60,15 @@ class MapMethod(ABC):
         Args:
             but: settings that the id tells in another way.
         """
-        defaults = {p.name: p.default for p in inspect.signature(type(self)).parameters.values()}
-        texts = [
-            f"{name}={'+'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
-            for name, value in self.settings.items()
-            if name not in but and name in defaults and value != defaults[name]
-        ]
-        return f"{{{','.join(texts)}}}" if texts else ""
+
+        def text(value: Any) -> str:
+            # A record that is read again has lists where tuples were given.
+            return "+".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+        defaults = {p.name: text(p.default) for p in inspect.signature(type(self)).parameters.values()}
+        texts = {name: text(value) for name, value in self.settings.items() if name not in but}
+        changed = [f"{name}={value}" for name, value in texts.items() if defaults.get(name, value) != value]
+        return f"{{{','.join(changed)}}}" if changed else ""
 
     @property
     def exact_at(self) -> int | None:
