@@ -226,6 +226,29 @@ def test_a_sigmoid_classifier_is_scored_by_its_link(module: nn.Module) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("compiled", ["in place", "a layer"])
+def test_a_compiled_network_has_the_activations_of_the_plain_one(compiled: str) -> None:
+    torch.manual_seed(0)
+    plain = Net().eval()
+    other = Net().eval()
+    other.load_state_dict(plain.state_dict())
+    if compiled == "in place":
+        other.compile(backend="eager")
+    else:
+        other.relu = torch.compile(other.relu, backend="eager")
+    picture, maps = torch.rand(3, 16, 16, generator=generator(1)), torch.rand(2, 16, 16, generator=generator(2))
+    found = [
+        score_maps(
+            Classifier(network, size=16, mean=(0.5,) * 3, std=(0.25,) * 3), picture, maps, 1, layers=LAYERS, step=40
+        )
+        for network in (plain, other, other)
+    ]
+    for again in found[1:]:
+        for ours, expected in zip(again, found[0], strict=True):
+            assert ours.values == pytest.approx(expected.values, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_layers_are_found_for_stages_and_for_tokens() -> None:
     from torchvision.models import resnet18
     from torchvision.models.vision_transformer import VisionTransformer

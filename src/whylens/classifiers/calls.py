@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from whylens.classifiers.execution import as_written
+from whylens.classifiers.execution import uncompiled
 from whylens.errors import SplitError
 
 Forward = Callable[..., Any]
@@ -182,7 +182,7 @@ def record(module: nn.Module, x: Tensor, keep: Callable[[nn.Module], bool] | Non
 
         return wrap
 
-    with as_written(module), patched({m: wrapper(n, m) for n, m in module.named_modules()}):
+    with uncompiled(module), patched({m: wrapper(n, m) for n, m in module.named_modules()}):
         output = module(x)
     kept = tuple((calls[start], value) for start, value in recent)
     return Recording(tuple(calls[start] for start in sorted(calls)), output, kept)
@@ -221,7 +221,7 @@ def _mark(two: Spec, three: Spec) -> Spec:
 
 def run_tapped(module: nn.Module, x: Tensor, sites: Sequence[Site], exchange: Exchange) -> Any:
     """Run the network; at every site ``exchange(index, tensor)`` answers with what goes on in the tensor's place."""
-    with as_written(module), tapped(sites, exchange):
+    with uncompiled(module), tapped(sites, exchange):
         return module(x)
 
 
@@ -301,7 +301,7 @@ def replay(module: nn.Module, x: Tensor, sites: Sequence[Site], recording: Recor
 
         return wrap
 
-    with as_written(module), patched({m: wrapper(m) for m in modules}):
+    with uncompiled(module), patched({m: wrapper(m) for m in modules}):
         return module(x)
 
 

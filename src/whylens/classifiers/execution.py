@@ -18,7 +18,19 @@ def as_written(module: nn.Module) -> Iterator[None]:
     """Inside the block hooks and modes see every operation of the network once, in the order of the forward pass.
 
     Compiled parts run uncompiled. Checkpointed parts would run a second time during the backward pass, out of order
-    (and reentrant checkpoints refuse gradients by inputs), so they run as if they were not checkpointed.
+    (and reentrant checkpoints refuse gradients by inputs), so they run as if they were not checkpointed; not safe when
+    another thread trains with checkpoints.
+
+    Raises:
+        ModelError: for compiled parts where PyTorch is older than 2.6.
+    """
+    with uncompiled(module), _uncheckpointed():
+        yield
+
+
+@contextlib.contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Inside the block compiled parts run uncompiled, so that hooks and replaced forwards are called.
 
     Raises:
         ModelError: for compiled parts where PyTorch is older than 2.6.
@@ -30,8 +42,7 @@ def as_written(module: nn.Module) -> Iterator[None]:
             "A part of this network is compiled, and this version of PyTorch cannot run it uncompiled. Wrap the "
             "network before torch.compile, or use PyTorch 2.6 or newer."
         )
-    uncompiled = stance("force_eager") if compiled and stance is not None else contextlib.nullcontext()
-    with uncompiled, _uncheckpointed():
+    with stance("force_eager") if compiled and stance is not None else contextlib.nullcontext():
         yield
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from whylens.classifiers import Classifier
-from whylens.classifiers.execution import as_written
+from whylens.classifiers.execution import uncompiled
 from whylens.classifiers.outputs import extract_logits
 from whylens.classifiers.quiet import quiet
 from whylens.metrics.activations import ActivationMeter, LayerSums, activation_protocol, activation_scores
@@ -98,7 +98,7 @@ def score_maps(
     with contextlib.ExitStack() as stack:
         if layers:
             # A compiled network would be traced together with the meter's hooks, which then miss what they measure.
-            stack.enter_context(as_written(classifier.module))
+            stack.enter_context(uncompiled(classifier.module))
         forward = stack.enter_context(network_forward(classifier))
         meter = stack.enter_context(ActivationMeter(classifier.module, layers)) if layers else None
         done = sweep(
