@@ -19,7 +19,8 @@ def find_bottlenecks(module: nn.Module, pictures: Tensor) -> dict[str, tuple[int
     """Names of layers whose output separates the picture from the logits, with its shape without the batch.
 
     In a topological order of the graph's nodes a node separates the first from the last exactly when no edge passes
-    over it; one of several outputs of a node, such as keys apart from their values, only where no other is used. Parameters must not require gradients, so that the graph has the picture as its only start.
+    over it; one of several outputs of a node, such as keys apart from their values, only where no other is used.
+    Parameters must not require gradients, so that the graph has the picture as its only start.
 
     Args:
         module: the network, in evaluation mode.
