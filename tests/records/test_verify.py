@@ -107,6 +107,15 @@ def test_no_byte_of_an_explanation_can_be_changed_unseen(tmp_path, position, val
     assert places
 
 
+@pytest.mark.parametrize("name", ["provenance", "prediction"])
+def test_an_explanation_without_a_part_does_not_pass_as_an_unknown_record(tmp_path, name):
+    path = write_json(tmp_path)
+    path.write_bytes(path.read_bytes().replace(f'\n  "{name}"'.encode(), f'\n  " {name[1:]}"'.encode(), 1))
+    outcome, (reason,) = verdict(path)
+    assert outcome == "refused"
+    assert "missing or damaged" in reason
+
+
 @FAST
 @given(st.integers(0), st.integers(1, 40), st.binary(max_size=3))
 def test_no_byte_of_an_explanation_can_be_added_or_removed_unseen(tmp_path, position, length, new):

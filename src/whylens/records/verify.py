@@ -19,7 +19,7 @@ from whylens.records.arrays import array_bytes
 from whylens.records.bundle import MANIFEST_NAME, Bundle, Conflict, blob_problem, bundle_plain, event_blob, record_blob
 from whylens.records.errors import RecordError
 from whylens.records.events import CLOCK_TOLERANCE, CREATED, EVENT_KINDS, Event, event_findings, event_time
-from whylens.records.files import embedded_record, explanation_findings, is_explanation
+from whylens.records.files import ID_FIELD, RECORD_FIELD, embedded_record, explanation_findings, is_explanation
 from whylens.records.findings import Finding, Level, failed, passed, remark
 from whylens.records.keys import list_keys, public_key
 from whylens.records.reading import MAX_JSON_BYTES, read_bytes, read_object
@@ -148,6 +148,12 @@ def _json(data: bytes, name: str, now: dt.datetime) -> Verification:
         findings = event_findings(event, name, _known_keys(), now)
         findings.append(_canonical_layout(event.data, data))
         return Verification(f"{name}, an event", (), tuple(findings), bundle=Bundle(dict([event_blob(event)])))
+    if {RECORD_FIELD, ID_FIELD} <= set(content):
+        # Otherwise it would pass as a record of a kind that this version does not know.
+        raise RecordError(
+            f"{name} carries the record of an explanation, but is none: its 'provenance' or 'prediction' is missing or "
+            "damaged, so that it cannot be verified."
+        )
     record = Record.from_json(data, name)
     findings = [passed("record", f"sha256 {record.sha256}, id {record.id}")]
     if not record.understood:
