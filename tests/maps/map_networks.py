@@ -24,6 +24,16 @@ def seeded(make, seed=0):
         return make()
 
 
+def shaken(make, by=0.2):
+    """Heads and scales that are zero at the start would hide what the logits depend on."""
+    model = seeded(make)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += by * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
 class Cnn(nn.Module):
     """Two convolutions, an activation after each, global average, linear head."""
 

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import transformers
-from map_networks import Cnn, classifier, pictures, seeded
+from map_networks import Cnn, classifier, pictures, seeded, shaken
 from torch import nn
 
 from whylens.errors import InputError, ModelError
@@ -13,16 +13,6 @@ from whylens.maps.layers import find_layer
 
 SIZE = (64, 64)
 TARGETS = torch.tensor([1, 0])
-
-
-def shaken(make):
-    """Heads and scales that are zero at the start would hide what the logits depend on."""
-    model = seeded(make)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def _timm(name, **settings):
@@ -77,7 +67,7 @@ ZOO = {
 @pytest.mark.parametrize("name", ZOO)
 def test_the_last_layer_with_positions_is_found(name: str) -> None:
     make, side, layer, rows = ZOO[name]
-    model, x = classifier(shaken(make), size=(side, side)), pictures(1, size=(side, side))
+    model, x = classifier(shaken(make, 0.1), size=(side, side)), pictures(1, size=(side, side))
     assert find_layer(model, (side, side)) == layer
     for kind in (GradCam, LayerCam):
         found = kind(signed=True)(model, x, TARGETS[:1])[0]

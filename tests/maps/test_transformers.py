@@ -3,7 +3,7 @@ import timm
 import torch
 import torchvision
 import transformers
-from map_networks import classifier, pictures, seeded
+from map_networks import classifier, pictures, seeded, shaken
 from torch import nn
 from torch.nn import functional
 
@@ -21,16 +21,6 @@ SIZE = (64, 64)
 def vit(name="vit_tiny_patch16_224", depth=2, **settings):
     settings = {"img_size": 64, "embed_dim": 24, "num_heads": 2, "num_classes": 3} | settings
     return timm.create_model(name, depth=depth, **settings)
-
-
-def shaken(make):
-    """Head weights that are zero at the start say nothing."""
-    model = seeded(make)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def _hf(kind, config, **settings):

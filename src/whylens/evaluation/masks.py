@@ -46,10 +46,10 @@ class Masks:
             files = [file for file in sorted(source.rglob("*")) if file.suffix.lower() in ENDINGS]
             if not files:
                 raise InputError(f"There is no mask picture in {source}.")
-            # A picture of the same name comes before one of another ending.
-            names = {file: file.relative_to(source).with_suffix("").parts for file in reversed(files)}
+            # Of two endings of one name the first counts.
+            masks = {file.relative_to(source).with_suffix("").parts: file for file in reversed(files)}
             stems = {picture: _absolute(picture).with_suffix("").parts for picture in pictures}
-            self._files = _belonging(source, {parts: file for file, parts in names.items()}, stems)
+            self._files = _belonging(source, masks, stems)
         elif source.is_file():
             boxes = _read_boxes(source)
             self._boxes = _belonging(source, boxes, {picture: _absolute(picture).parts for picture in pictures})
